@@ -1,0 +1,129 @@
+"""The database: one SQLite file in WAL mode, migrated at start, opened by several processes.
+
+Hides the driver (pysqlite3, which carries its own SQLite: Debian's has a bug that can corrupt a WAL file when two connections
+write and checkpoint at once, fixed in 3.51.3), the pragmas, and alembic. Work is blocking; async callers use a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from appliance.errors import ApplianceError, Conflict, StorageFull
+
+OLDEST_SQLITE = (3, 51, 3)
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Database:
+    """Connections to one database file. Safe to share between threads; every process makes its own."""
+
+    def __init__(self, path: Path) -> None:
+        import pysqlite3
+
+        if tuple(int(part) for part in pysqlite3.sqlite_version.split(".")) < OLDEST_SQLITE:
+            raise ApplianceError(
+                f"SQLite {pysqlite3.sqlite_version} can corrupt a database that two processes write.",
+                "Install pysqlite3 0.6.1 or newer.",
+            )
+        self.path = path
+        self.engine = sa.create_engine(
+            f"sqlite+pysqlite:///{path}",
+            module=pysqlite3.dbapi2,
+            connect_args={"timeout": 30, "check_same_thread": False},
+        )
+        sa.event.listen(self.engine, "connect", _on_connect)
+        sa.event.listen(self.engine, "begin", _on_begin)
+        self._reader = self.engine.execution_options(read=True)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A consistent view that never waits for a writer. Writing through it is a mistake and fails under load."""
+        with self._transaction(self._reader) as connection:
+            yield connection
+
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        """A transaction: committed at the end, rolled back on any exception. Writers wait for each other up to 30 s."""
+        with self._transaction(self.engine) as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            raise _translate(error, self.path) from error
+        except sa.exc.DatabaseError as error:
+            if "malformed" in str(error) or "not a database" in str(error):
+                raise _damaged(self.path) from error
+            raise
+
+    def migrate(self) -> None:
+        """Bring the schema to this release's. Makes the file where there is none. Refuses a newer database."""
+        from alembic import command
+        from alembic.config import Config
+        from alembic.runtime.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        scripts = ScriptDirectory.from_config(config)
+        with self.begin() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+            if current == scripts.get_current_head():
+                return
+            if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+                raise Conflict(
+                    f"The database {self.path} was made by a newer release of the appliance.",
+                    "Install that release again, or restore a backup made with this one.",
+                )
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+        self.path.chmod(0o600)
+
+    def check(self) -> None:
+        """Read the whole file. Raises ApplianceError if it is damaged."""
+        with self.begin() as connection:
+            if connection.exec_driver_sql("PRAGMA quick_check").scalar() != "ok":
+                raise _damaged(self.path)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _on_connect(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy begins; the driver must not begin a second time on its own
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # An acknowledged message survives a power cut; it costs one fsync a transaction.
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA trusted_schema=OFF")
+    cursor.close()
+
+
+def _on_begin(connection: sa.Connection) -> None:
+    # IMMEDIATE: a transaction that reads, then writes, cannot fail half-way because another one wrote in between.
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("read") else "BEGIN IMMEDIATE")
+
+
+def _damaged(path: Path) -> ApplianceError:
+    return ApplianceError(f"The database {path} is damaged.", "Stop the appliance and restore the last good backup of it.")
+
+
+def _translate(error: sa.exc.OperationalError, path: Path) -> ApplianceError:
+    text = str(error.orig)
+    if "full" in text:
+        return StorageFull(f"The disk is full: {path} could not be written.", "Free some space, then try again.")
+    if "locked" in text:
+        return Conflict(f"Another process has held the database {path} for too long.", "Try again in a moment.")
+    if "readonly" in text or "unable to open" in text:
+        return ApplianceError(f"The database {path} cannot be opened: {text}.", "Check who owns the appliance's folder.")
+    return ApplianceError(f"The database {path} refused: {text}.", "Run `appliance doctor`, then try again.")

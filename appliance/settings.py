@@ -1,0 +1,152 @@
+"""Every setting, once: name, type, default, help, secret or not.
+
+Values come, strongest first, from the command line, the environment (APPLIANCE_<NAME>), `/etc/appliance/appliance.toml`, then
+the default. Unknown names in the file and unsafe values are refused with the name of the setting. Where things lie below the
+home folder is decided here as well, so that no other module builds such a path.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from appliance.errors import BadInput
+
+CONFIG_FILE = Path("/etc/appliance/appliance.toml")
+INSTALLED_HOME = Path("/var/lib/appliance")
+PACKAGE = Path(__file__).resolve().parent
+CLONE = PACKAGE.parent
+
+
+def default_home() -> Path:
+    """The installed box's folder where there is one, else `.appliance` in the clone."""
+    return INSTALLED_HOME if INSTALLED_HOME.is_dir() else CLONE / ".appliance"
+
+
+class Settings(BaseSettings):
+    """All settings, validated. Raise BadInput through `load()`; direct construction is for tests and wiring."""
+
+    model_config = SettingsConfigDict(env_prefix="APPLIANCE_", extra="ignore", frozen=True)
+
+    home: Path = Field(default_factory=default_home, description="Folder that holds everything the box keeps.")
+    school: str = Field("Our school", min_length=1, max_length=80, description="Name shown at the top of each page.")
+    host: str = Field("127.0.0.1", description="Address the web pages listen on; 0.0.0.0 is the whole LAN.")
+    port: int = Field(8080, ge=1, le=65535, description="Port the web pages listen on.")
+    allowed_hosts: tuple[str, ...] = Field(
+        ("127.0.0.1", "localhost", "[::1]", "appliance.local"),
+        description="Names under which a browser may reach the pages; any other Host header is refused.",
+    )
+    session_hours: float = Field(12.0, gt=0, le=24 * 30, description="A sign-in lasts this long.")
+    threads: int = Field(0, ge=0, le=512, description="Threads for the language model; 0 takes every core.")
+    slots: int = Field(8, ge=1, le=256, description="Conversations that run in one batch.")
+    context: int = Field(0, ge=0, description="Tokens a conversation may hold; 0 takes what the model was made for.")
+    queue: int = Field(64, ge=1, description="Requests that may wait; one more is refused with a time to come back.")
+    answer_tokens: int = Field(200, ge=16, le=8192, description="Longest answer, in the model's tokens.")
+    extract_memory_mb: int = Field(512, ge=128, description="Memory a document's reader may use before it is stopped.")
+    extract_seconds: int = Field(120, ge=5, description="Processor seconds a document's reader may use.")
+    document_mb: int = Field(200, ge=1, description="Largest file that can be added.")
+    document_characters: int = Field(20_000_000, ge=1000, description="Most text that is read from one document.")
+    passages: int = Field(3, ge=1, le=20, description="Passages that an answer stands on.")
+    train_memory_mb: int = Field(12_000, ge=1000, description="Memory a tuning run may use before it is stopped.")
+    disk_reserve_mb: int = Field(500, ge=0, description="Free space that tuning and adding documents leave alone.")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library passes it; no .env file is read
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, CONFIG_FILE))
+
+    # --- where things lie --------------------------------------------------------------------------------------------
+    @property
+    def database(self) -> Path:
+        return self.home / "appliance.sqlite3"
+
+    @property
+    def run(self) -> Path:
+        """Sockets and locks: nothing here matters after a reboot."""
+        return self.home / "run"
+
+    @property
+    def engine_socket(self) -> Path:
+        return self.run / "engine.sock"
+
+    @property
+    def documents(self) -> Path:
+        """The files as they were added, named by the server."""
+        return self.home / "documents"
+
+    @property
+    def index(self) -> Path:
+        return self.home / "index"
+
+    @property
+    def models(self) -> Path:
+        """The registry: a folder for each model, and `active.json`."""
+        return self.home / "models"
+
+    @property
+    def runs(self) -> Path:
+        """Tuning runs: recipe, data, checkpoints, loss log, report."""
+        return self.home / "runs"
+
+    @property
+    def starter(self) -> Path:
+        """The small model that comes with the box."""
+        return CLONE / "models" / "starter"
+
+    @property
+    def content(self) -> Path:
+        return PACKAGE / "content"
+
+
+def load(**overrides: Any) -> Settings:
+    """Settings from file, environment and `overrides` (None means not given).
+
+    Raises BadInput naming the setting at fault.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    _refuse_unknown_names()
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        field = Settings.model_fields.get(name)
+        about = f" ({field.description})" if field is not None else ""
+        raise BadInput(
+            f"The setting {name}{about} cannot be {first.get('input')!r}: {first['msg']}.",
+            f"Correct it in {CONFIG_FILE}, or the variable APPLIANCE_{name.upper()}.",
+        ) from None
+
+
+def _refuse_unknown_names() -> None:
+    import tomllib
+
+    if not CONFIG_FILE.is_file():
+        return
+    try:
+        names = set(tomllib.loads(CONFIG_FILE.read_text("utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{CONFIG_FILE} is not valid TOML: {error}.", "Correct that line.") from None
+    unknown = sorted(names - set(Settings.model_fields))
+    if unknown:
+        raise BadInput(f"{CONFIG_FILE} names unknown settings: {', '.join(unknown)}.", "See `appliance settings --all`.")
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0))

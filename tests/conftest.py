@@ -1,0 +1,62 @@
+"""Fixtures every folder shares: a home of its own for each test, and a database in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance import network
+from appliance.db import Database
+from appliance.settings import Settings
+
+network.stay_offline()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.database)
+    database.migrate()
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real books and examples, where the machine has them."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the folder ../shared/data is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def starter_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The starter model as llama.cpp serves it."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from appliance.tuning.gguf import export_base
+
+    folder = Settings().starter
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("models/starter holds no weights")
+    out = tmp_path_factory.mktemp("starter") / "model.gguf"
+    export_base(folder, out)
+    return out
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """APPLIANCE_REQUIRE=llama,browser turns a skip of such a test into a failure: continuous integration must not go blind."""
+    required = {name for name in os.environ.get("APPLIANCE_REQUIRE", "").split(",") if name}
+    if call.excinfo and call.excinfo.errisinstance(pytest.skip.Exception):
+        for name in sorted(required):
+            if item.get_closest_marker(name):
+                call.excinfo = pytest.ExceptionInfo.from_exception(
+                    AssertionError(f"required, but skipped: {call.excinfo.value}")
+                )

@@ -1,0 +1,145 @@
+"""Errors, settings, the database: what everything else stands on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from appliance import errors, network, settings, tables
+from appliance.db import Database
+from appliance.errors import ApplianceError, BadInput, Busy, Conflict, StorageFull
+
+
+def kinds() -> list[type[ApplianceError]]:
+    return [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ApplianceError)]
+
+
+def test_exit_codes_are_those_that_scripts_rely_on() -> None:
+    codes = {kind.__name__: kind.exit_code for kind in kinds()}
+    assert codes["GateNotPassed"] == 4 and codes["Forbidden"] == 3 and codes["Busy"] == 75
+    assert {code for name, code in codes.items() if name not in ("GateNotPassed", "Forbidden", "NotSignedIn", "Busy")} == {1}
+    assert len({kind.code for kind in kinds()}) == len(kinds()), "each kind has a code of its own"
+
+
+def test_errors_survive_the_way_from_a_child_process() -> None:
+    for kind in kinds():
+        back = pickle.loads(pickle.dumps(kind("what", "next")))
+        assert (type(back), back.message, back.hint) == (kind, "what", "next")
+
+
+def test_a_full_disk_has_its_own_words() -> None:
+    error = errors.from_os_error(OSError(errno.ENOSPC, "x", "/a/lesson.pdf"), "saving lesson.pdf")
+    assert isinstance(error, StorageFull)
+    assert "lesson.pdf" in error.message and error.hint
+
+
+def test_settings_come_from_the_environment_and_name_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("APPLIANCE_PORT", "9000")
+    assert settings.load(home=tmp_path).port == 9000
+    monkeypatch.setenv("APPLIANCE_PORT", "90000")
+    with pytest.raises(BadInput, match="port") as caught:
+        settings.load(home=tmp_path)
+    assert "APPLIANCE_PORT" in caught.value.hint
+
+
+def test_the_settings_file_is_read_and_unknown_names_in_it_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "appliance.toml"
+    monkeypatch.setattr(settings, "CONFIG_FILE", file)
+    file.write_text('school = "Hill School"\n')
+    assert settings.load(home=tmp_path).school == "Hill School"
+    file.write_text("scool = 'Hill School'\n")
+    with pytest.raises(BadInput, match="scool"):
+        settings.load(home=tmp_path)
+    file.write_text("school = \n")
+    with pytest.raises(BadInput, match="TOML"):
+        settings.load(home=tmp_path)
+
+
+def test_every_setting_says_what_it_does() -> None:
+    assert not [name for name, field in settings.Settings.model_fields.items() if not field.description]
+
+
+def test_migrated_schema_is_the_one_on_the_page(database: Database) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+
+
+def test_migrating_again_changes_nothing_and_a_newer_database_is_refused(database: Database) -> None:
+    database.migrate()
+    with database.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(Conflict, match="newer"):
+        database.migrate()
+
+
+def test_sqlite_is_new_enough_for_two_writers() -> None:
+    import pysqlite3
+
+    assert tuple(map(int, pysqlite3.sqlite_version.split("."))) >= (3, 51, 3)
+
+
+def test_a_damaged_database_is_found(database: Database) -> None:
+    with database.begin() as connection:
+        for number in range(300):
+            connection.execute(sa.insert(tables.collections).values(id=str(number), name=f"n{number}" * 20, created=0))
+    database.close()
+    raw = bytearray(database.path.read_bytes())
+    raw[8192:12288] = os.urandom(4096)
+    database.path.write_bytes(raw)
+    with pytest.raises(ApplianceError, match="damaged"):
+        Database(database.path).check()
+
+
+WRITER = """
+import sys
+import sqlalchemy as sa
+from pathlib import Path
+from appliance.db import Database
+from appliance.tables import collections
+database = Database(Path(sys.argv[1]))
+for number in range(int(sys.argv[2]), 10**9):
+    with database.begin() as connection:
+        connection.execute(sa.insert(collections).values(id=str(number), name=str(number), created=0))
+    print(number, flush=True)
+"""
+
+
+def test_kill_while_writing_loses_nothing_that_was_acknowledged(database: Database) -> None:
+    written = -1
+    for _ in range(8):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(database.path), str(written + 1)], stdout=subprocess.PIPE, text=True
+        )
+        assert writer.stdout is not None
+        for _line in range(20):
+            written = int(writer.stdout.readline())
+        writer.send_signal(signal.SIGKILL)
+        rest = writer.stdout.read().split()
+        writer.wait()
+        writer.stdout.close()
+        with database.read() as connection:
+            kept = {int(row[0]) for row in connection.execute(sa.select(tables.collections.c.id))}
+        written = int(rest[-1]) if rest else written
+        assert set(range(written + 1)) <= kept
+        written = max(kept)
+    database.check()
+
+
+def test_libraries_are_told_to_stay_offline() -> None:
+    assert os.environ["HF_HUB_OFFLINE"] == "1" and os.environ["DO_NOT_TRACK"] == "1"
+    assert network.OFFLINE["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_busy_tells_when_to_come_back() -> None:
+    assert Busy("full", "later", retry_after=7).retry_after == 7

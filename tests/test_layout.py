@@ -1,0 +1,114 @@
+"""Imports point one way: from a lower row to a higher one, leftwards along `<`, or within a folder.
+
+doors: web, cli (never each other); wiring: app; work: chat < practice, tuning < plugins, ...; nouns do not import each other;
+ground: errors < settings < tables < db < audit < redact < network.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "appliance"
+
+GROUND = ["errors", "settings", "tables", "db", "audit", "redact", "network"]
+NOUNS = ["accounts", "safety", "prompts", "engine", "knowledge", "registry", "jobs"]
+WORK = ["conversations", "citations", "running", "chat", "practice", "tuning", "plugins", "safeguarding", "backup", "doctor"]
+WIRING = ["supervisor", "app"]
+DOORS = ["web", "cli"]
+# Within a row, the pairs that may import each other in this direction.
+WITHIN = {
+    ("chat", "conversations"),
+    ("chat", "citations"),
+    ("chat", "running"),
+    ("running", "conversations"),
+    ("practice", "chat"),
+    ("plugins", "tuning"),
+}
+# Value types of the one interface that everything shares: `engine.handler` may be read by any noun.
+SHARED = {"appliance.engine.handler"}
+ROWS = {name: row for row, names in enumerate([GROUND, NOUNS, WORK, WIRING, DOORS]) for name in names}
+
+
+def parsed(path: Path) -> ast.Module:
+    """Without the collector: CPython 3.11 raises SystemError where it runs Python code while a tree is being built."""
+    gc.disable()
+    try:
+        return ast.parse(path.read_text("utf-8"))
+    finally:
+        gc.enable()
+
+
+def imports() -> list[tuple[str, str, str]]:
+    """(file, importing part, imported module) of every import of our own code, wherever in the file it stands."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        part = path.relative_to(PACKAGE).with_suffix("").parts
+        if part[0] in ("migrations", "__main__", "__init__"):
+            continue
+        for node in ast.walk(parsed(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names = [f"{node.module}.{alias.name}" if node.module == "appliance" else node.module for alias in node.names]
+            found += [(str(path), part[0], name) for name in names if name.startswith("appliance.")]
+    return found
+
+
+def allowed(part: str, module: str) -> bool:
+    target = module.split(".")[1]
+    if target == part or target == "__version__":
+        return True
+    if part not in ROWS or target not in ROWS:
+        return False
+    if ROWS[part] != ROWS[target]:
+        return ROWS[part] > ROWS[target]
+    if part in GROUND:
+        return GROUND.index(target) < GROUND.index(part)
+    return (part, target) in WITHIN or module in SHARED
+
+
+def test_imports_point_one_way() -> None:
+    found = imports()
+    wrong = sorted({f"{file}: {part} imports {module}" for file, part, module in found if not allowed(part, module)})
+    assert not wrong, "\n".join(wrong)
+    assert len(found) > 50, "the test must have read the package"
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "expected"),
+    [
+        ("web", "appliance.chat", True),
+        ("web", "appliance.cli.output", False),
+        ("knowledge", "appliance.engine.pool", False),
+        ("knowledge", "appliance.engine.handler", True),
+        ("errors", "appliance.settings", False),
+        ("engine", "appliance.tuning.gguf", False),
+    ],
+)
+def test_the_rule_itself(part: str, module: str, expected: bool) -> None:
+    assert allowed(part, module) is expected
+
+
+def test_no_module_is_longer_than_500_lines() -> None:
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert not {str(path): length for path, length in lengths.items() if length > 500}
+
+
+def test_only_network_makes_http_clients() -> None:
+    wrong = [
+        str(path)
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "network.py"
+        and ("httpx.Client(" in path.read_text("utf-8") or "httpx.AsyncClient(" in path.read_text("utf-8"))
+    ]
+    assert not wrong
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [
+        str(path) for path in PACKAGE.rglob("*.py") if path.read_text("utf-8").strip() and not ast.get_docstring(parsed(path))
+    ]
+    assert not silent
