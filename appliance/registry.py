@@ -1,0 +1,301 @@
+"""The models this box has: a folder each, a manifest with the sha256 of every file, and which one serves.
+
+Hides the layout below `HOME/models`, the atomic replacement of `active.json`, and verification: a file that is not in its
+manifest, or differs from it by one byte, is never handed to a parser. It neither loads models nor judges them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from appliance.errors import ApplianceError, BadInput, Conflict, ModelUnavailable, NotFound, from_os_error
+
+Kind = Literal["base", "adapter"]
+ALIASES = ("champion", "previous")
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileFact:
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is known of one model. `context` in tokens; `dataset` and `recipe` are sha256 digests; `created` UTC seconds.
+
+    `starter` marks the small model that comes with the box and everything tuned from it: never to be taken for teaching.
+    """
+
+    id: str
+    kind: Kind
+    title: str
+    licence: str
+    context: int
+    files: dict[str, FileFact]
+    base: str | None = None
+    parents: tuple[str, ...] = ()
+    dataset: str | None = None
+    recipe: str | None = None
+    report: dict[str, Any] | None = None
+    starter: bool = False
+    created: float = 0.0
+    aliases: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def bytes(self) -> int:
+        return sum(fact.bytes for fact in self.files.values())
+
+
+class Registry:
+    """All models below one folder. Safe to use from several processes at once; every change is one rename."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._verified: set[tuple[str, str, int, int]] = set()
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+    def list(self) -> list[Manifest]:
+        """Every model, oldest first. A folder without a readable manifest is an unfinished copy and is not listed."""
+        found = []
+        for path in sorted(self.root.glob("*/manifest.json")):
+            try:
+                found.append(self.get(path.parent.name))
+            except ApplianceError:
+                continue
+        return sorted(found, key=lambda manifest: (manifest.created, manifest.id))
+
+    def get(self, name: str) -> Manifest:
+        """The manifest for an id or an alias (`champion`, `previous`, `default`). Raises NotFound or BadInput."""
+        by_alias = name in (*ALIASES, "default")
+        try:
+            aliases = self.aliases()
+        except ModelUnavailable:
+            if by_alias:
+                raise
+            aliases = {}  # an id is found whatever happened to the list of what serves
+        wanted = aliases.get("champion" if name == "default" else name, name)
+        path = self.root / wanted / "manifest.json"
+        if not _ID.fullmatch(wanted) or not path.is_file():
+            raise NotFound(f"There is no model called {name!r}.", "See `appliance models list`.")
+        try:
+            raw = json.loads(path.read_text("utf-8"))
+            raw["files"] = {name: FileFact(**fact) for name, fact in raw["files"].items()}
+            raw["parents"] = tuple(raw["parents"])
+            own = tuple(alias for alias, target in aliases.items() if target == wanted)
+            return Manifest(**raw, aliases=own)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BadInput(
+                f"The manifest of the model {wanted!r} is damaged: {error}.",
+                "Remove the model, then import or tune it again.",
+            ) from None
+
+    def folder(self, name: str) -> Path:
+        return self.root / self.get(name).id
+
+    def aliases(self) -> dict[str, str]:
+        """Alias to id. Empty where nothing was promoted yet."""
+        try:
+            raw = json.loads((self.root / "active.json").read_text("utf-8"))
+            return {alias: str(raw[alias]) for alias in ALIASES if raw.get(alias)}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError):
+            raise ModelUnavailable(
+                f"{self.root / 'active.json'} is damaged, so it is not known which model serves.",
+                "Promote a model again: `appliance models promote ID`.",
+            ) from None
+
+    def champion(self) -> Manifest | None:
+        """The model that serves, or None where none was promoted."""
+        return self.get("champion") if "champion" in self.aliases() else None
+
+    def verify(self, name: str) -> Manifest:
+        """Compare every file with its recorded sha256. Raises ModelUnavailable naming the first that differs.
+
+        A file that was compared before and has not been touched since (size and time) is not read again by this process.
+        """
+        manifest = self.get(name)
+        folder = self.root / manifest.id
+        for file, fact in manifest.files.items():
+            path = folder / file
+            try:
+                state = path.stat()
+                seen = (str(path), fact.sha256, state.st_size, state.st_mtime_ns)
+                if seen in self._verified:
+                    continue
+                if state.st_size == fact.bytes and sha256_of(path) == fact.sha256:
+                    self._verified.add(seen)
+                    continue
+            except OSError:
+                pass
+            raise ModelUnavailable(
+                f"The file {file} of the model {manifest.id!r} is not what was registered: it is damaged or was changed.",
+                "Serve another model with `appliance models rollback`, and tune or import this one again.",
+            )
+        return manifest
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+    def add(
+        self,
+        folder: Path,
+        *,
+        id: str,
+        kind: Kind,
+        title: str,
+        licence: str,
+        context: int,
+        base: str | None = None,
+        parents: Sequence[str] = (),
+        dataset: str | None = None,
+        recipe: str | None = None,
+        report: dict[str, Any] | None = None,
+        starter: bool = False,
+    ) -> Manifest:
+        """Take over a finished folder: hash its files, write the manifest last, move it into place in one rename.
+
+        The same id with the same files again is a no-op. Raises Conflict where the id stands for something else.
+        """
+        if not _ID.fullmatch(id):
+            raise BadInput(
+                f"{id!r} cannot be the name of a model.",
+                "Use small letters, digits, dots and dashes, 64 at most, starting with a letter or a digit.",
+            )
+        if id in (*ALIASES, "default", "quotes"):
+            raise BadInput(f"{id!r} is a reserved name.", "Choose another name.")
+        try:
+            files = {name: FileFact(sha256_of(folder / name), (folder / name).stat().st_size) for name in _files(folder)}
+            manifest = Manifest(
+                id=id, kind=kind, title=title, licence=licence, context=context, files=files, base=base,
+                parents=tuple(parents), dataset=dataset, recipe=recipe, report=report, starter=starter, created=time.time(),
+            )  # fmt: skip
+            with self._lock():
+                return self._move_in(folder, manifest)
+        except OSError as error:
+            raise from_os_error(error, f"adding the model {id}") from error
+
+    def _move_in(self, folder: Path, manifest: Manifest) -> Manifest:
+        target = self.root / manifest.id
+        if target.exists():
+            known = self.get(manifest.id) if (target / "manifest.json").is_file() else None
+            if known is not None and known.files == manifest.files:
+                shutil.rmtree(folder)
+                return known
+            if known is not None:
+                raise Conflict(
+                    f"There is another model called {manifest.id!r} already.",
+                    f"Choose another name, or remove it first: `appliance models remove {manifest.id}`.",
+                )
+            shutil.rmtree(target)  # an unfinished copy: it never had a manifest
+        for name in manifest.files:
+            _sync(folder / name)
+        record = asdict(manifest)
+        record.pop("aliases")
+        write_atomically(folder / "manifest.json", json.dumps(record, indent=1, ensure_ascii=False))
+        try:
+            os.rename(folder, target)
+        except OSError:  # another file system: copy beside the target, then the same rename
+            aside = self.root / f".{manifest.id}.incoming"
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(folder, aside)
+            for name in (*manifest.files, "manifest.json"):
+                _sync(aside / name)
+            os.rename(aside, target)
+            shutil.rmtree(folder)
+        _sync(self.root)
+        return manifest
+
+    def promote(self, name: str) -> Manifest:
+        """Make a model the champion, the old champion `previous`; atomic. Raises where its files do not verify."""
+        manifest = self.verify(name)
+        if manifest.base is not None:
+            self.verify(manifest.base)
+        with self._lock():
+            try:
+                aliases = self.aliases()
+            except ModelUnavailable:
+                aliases = {}
+            if aliases.get("champion") == manifest.id:
+                return manifest
+            active = {"champion": manifest.id, "previous": aliases.get("champion")}
+            write_atomically(self.root / "active.json", json.dumps(active))
+        return self.get(manifest.id)
+
+    def rollback(self) -> Manifest:
+        """Promote `previous`. Raises NotFound where there is none."""
+        previous = self.aliases().get("previous")
+        if previous is None:
+            raise NotFound("There is no earlier model to go back to.", "See `appliance models list`.")
+        return self.promote(previous)
+
+    def remove(self, name: str) -> None:
+        """Delete a model. Raises Conflict while it serves, could be rolled back to, or another model is built on it."""
+        with self._lock():
+            manifest = self.get(name)
+            if manifest.aliases:
+                raise Conflict(
+                    f"The model {manifest.id!r} is the {' and the '.join(manifest.aliases)} one.",
+                    "Promote another model first.",
+                )
+            users = [other.id for other in self.list() if manifest.id in (other.base, *other.parents)]
+            if users:
+                raise Conflict(f"The model {manifest.id!r} is needed by {', '.join(users)}.", "Remove those first.")
+            doomed = self.root / f".{manifest.id}.removed"
+            os.rename(self.root / manifest.id, doomed)
+            shutil.rmtree(doomed)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(self.root / ".lock", "w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file so that a reader, or a power cut, sees the old one or the new one and nothing between."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(aside, "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(aside, path)
+        _sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> list[str]:
+    names = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise BadInput(f"{path} is a link or a device: a model is made of plain files.", "Copy the real file there.")
+        if path.is_file() and path != folder / "manifest.json":
+            names.append(path.relative_to(folder).as_posix())
+    return names
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
