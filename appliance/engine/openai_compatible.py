@@ -1,0 +1,178 @@
+"""One streaming client for every server that speaks OpenAI's dialect: the engine of this box first of all.
+
+Hides server-sent events and the translation of HTTP faults into ApplianceErrors. The engine understands a few more words than
+OpenAI's (place in the queue, scoring, counting, loading); against any other server those raise Unsupported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+
+from appliance import errors
+from appliance.engine.handler import Chunk, Health, Message, Request, Usage
+from appliance.errors import ApplianceError, ModelUnavailable, Unsupported
+
+_BY_CODE: dict[str, type[ApplianceError]] = {
+    kind.code: kind
+    for kind in (errors.BadInput, errors.TooLarge, errors.NotFound, errors.Conflict, errors.Busy, ModelUnavailable, Unsupported)
+}
+
+
+class OpenAICompatible:
+    """`connect` makes an httpx client (see `network.socket_client`); `own` says that the other side is this box's engine."""
+
+    slots = 1
+
+    def __init__(self, connect: Callable[[], httpx.AsyncClient], *, name: str = "llama", own: bool = True, context: int = 0):
+        self.name = name
+        self.context = context
+        self._own = own
+        self._connect = connect
+        self._client: httpx.AsyncClient | None = None
+
+    async def start(self) -> None:
+        health = await self.health()
+        if not health.ok:
+            raise ModelUnavailable(f"The model server does not answer: {health.detail}", "Start it with `appliance serve`.")
+
+    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        body = self._body(request)
+        last: Chunk | None = None
+        try:
+            async with self._http().stream("POST", "/v1/chat/completions", json=body) as response:
+                if response.status_code != 200:
+                    raise _fault(response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    if not line.startswith("data: ") or line == "data: [DONE]":
+                        continue
+                    chunk = self._chunk(json.loads(line[6:]))
+                    if chunk.finish or last:  # OpenAI tells the token counts after the end: one last chunk says both
+                        last = replace(last or chunk, usage=chunk.usage or (last.usage if last else None))
+                    else:
+                        yield chunk
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
+        if last is None:
+            raise ModelUnavailable("The model stopped in the middle of its answer.", "It restarts by itself; ask again.")
+        yield last
+
+    async def count(self, messages: Sequence[Message]) -> int:
+        return int((await self.call("/v1/count", {"messages": _plain(messages)}))["tokens"])
+
+    async def score(self, messages: Sequence[Message]) -> list[float]:
+        return [float(x) for x in (await self.call("/v1/score", {"messages": _plain(messages)}))["scores"]]
+
+    async def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit vectors, float32 of shape (texts, dimensions). Raises ModelUnavailable."""
+        data = (await self.call("/v1/embeddings", {"input": list(texts), "model": "default"}, own=False))["data"]
+        return np.asarray([row["embedding"] for row in data], dtype=np.float32)
+
+    async def load(self, model: str) -> str:
+        """Load a registered model beside the others and let it answer once; returns its id. Raises what went wrong."""
+        return str((await self.call("/v1/load", {"model": model}))["model"])
+
+    async def health(self) -> Health:
+        try:
+            response = await self._http().get("/health" if self._own else "/v1/models", timeout=5.0)
+            facts = response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            return Health(False, str(_unreachable(error)))
+        return Health(response.status_code == 200, facts.get("detail", ""), facts.get("model", ""), facts)
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    # -----------------------------------------------------------------------------------------------------------------
+    async def call(self, path: str, body: dict[str, Any], *, own: bool = True) -> dict[str, Any]:
+        """POST JSON, answer JSON; faults as ApplianceErrors."""
+        if own and not self._own:
+            raise Unsupported("That server cannot do this.", "Use a local model.")
+        try:
+            response = await self._http().post(path, json=body)
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
+        if response.status_code != 200:
+            raise _fault(response.status_code, response.content)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def _http(self) -> httpx.AsyncClient:
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": _plain(request.messages),
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if request.seed is not None:
+            body["seed"] = request.seed
+        if self._own:
+            body |= {
+                "top_k": request.top_k,
+                "min_p": request.min_p,
+                "repeat_penalty": request.repeat_penalty,
+                "ignore_eos": request.ignore_eos,
+                "deadline": request.deadline,
+            }
+        return body
+
+    def _chunk(self, raw: dict[str, Any]) -> Chunk:
+        if "error" in raw:
+            raise _error(raw["error"], 500)
+        choice = (raw.get("choices") or [{}])[0]
+        usage = raw.get("usage")
+        return Chunk(
+            text=(choice.get("delta") or {}).get("content") or "",
+            place=raw.get("place"),
+            wait=raw.get("wait"),
+            finish=choice.get("finish_reason"),
+            usage=Usage(
+                usage["prompt_tokens"],
+                (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0),
+                usage["completion_tokens"],
+            )
+            if usage
+            else None,
+            model=raw.get("model") or "",
+            handler=self.name,
+        )
+
+
+def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _unreachable(error: Exception) -> ModelUnavailable:
+    if isinstance(error, httpx.TimeoutException):
+        return ModelUnavailable("The model server took too long to answer.", "Try again when fewer people are asking.")
+    return ModelUnavailable("The model server is not running or has just stopped.", "It restarts by itself; ask again.")
+
+
+def _fault(status: int, content: bytes) -> ApplianceError:
+    try:
+        return _error(json.loads(content)["error"], status)
+    except (ValueError, KeyError, TypeError):
+        return ModelUnavailable(f"The model server answered with HTTP status {status}.", "Try again in a moment.")
+
+
+def _error(raw: dict[str, Any], status: int) -> ApplianceError:
+    kind = _BY_CODE.get(str(raw.get("code")), errors.BadInput if 400 <= status < 500 else ModelUnavailable)
+    return kind(str(raw.get("message", "")), str(raw.get("hint") or ""))

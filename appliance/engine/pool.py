@@ -1,0 +1,137 @@
+"""Which handler serves what: the promoted model through the engine, quotes where there is none or the engine is down.
+
+`generate` never leaves a person without an answer while the documents can give one: a question for whatever serves falls back
+to quoting, and says so through `Chunk.handler`. A model asked for by name does not fall back. Hides the engine's client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from appliance.engine.handler import Chunk, Handler, Health, Message, Request
+from appliance.errors import ModelUnavailable
+
+QUOTES = "quotes"
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """The promoted model, as far as serving needs it."""
+
+    id: str
+    title: str
+    starter: bool
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Who would answer now. `ok` is False where the promoted model cannot, and quotes stand in."""
+
+    handler: str
+    model: str
+    title: str
+    starter: bool
+    ok: bool
+    detail: str
+
+
+class Engine(Handler, Protocol):
+    """What the pool needs of the engine's client beyond a Handler."""
+
+    async def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]: ...
+
+
+class Pool:
+    """`active` tells the promoted model (None: none); it is asked for each request, so a promotion needs no restart."""
+
+    name = "pool"
+    slots = 1
+
+    def __init__(self, engine: Engine, quotes: Handler, active: Callable[[], Active | None]) -> None:
+        self.engine = engine
+        self._quotes = quotes
+        self._active = active
+
+    @property
+    def context(self) -> int:
+        """Tokens that fit the model that serves."""
+        active = self._current()
+        return active.context if active else self._quotes.context
+
+    async def start(self) -> None:
+        """Nothing to load: the engine is a process of its own."""
+
+    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        """Stream from the right handler. Raises what it raises; ModelUnavailable in mid-answer if the engine died."""
+        active = self._current()
+        if request.model == QUOTES or (request.model == "default" and active is None):
+            handler: Handler = self._quotes
+        else:
+            handler = self.engine
+        named = request.model not in ("default", QUOTES)
+        if request.model == "default" and active:
+            request = replace(request, model=active.id)  # one answer is one model, whatever is promoted meanwhile
+        said = False
+        try:
+            async for chunk in _closing(handler.generate(request)):
+                said = said or bool(chunk.text)
+                yield chunk
+            return
+        except ModelUnavailable:
+            if said or named or handler is self._quotes:
+                raise
+        async for chunk in _closing(self._quotes.generate(request)):
+            yield chunk
+
+    async def count(self, messages: Sequence[Message]) -> int:
+        """Tokens in the serving model's terms. Where the engine is down, words: quotes answer then, and words they count."""
+        if self._current() is not None:
+            try:
+                return await self.engine.count(messages)
+            except ModelUnavailable:
+                pass
+        return await self._quotes.count(messages)
+
+    async def score(self, messages: Sequence[Message]) -> list[float]:
+        return await self.engine.score(messages)
+
+    async def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return await self.engine.embed(texts)
+
+    async def serving(self) -> Serving:
+        active = self._current()
+        if active is None:
+            return Serving(QUOTES, QUOTES, "Quotes from the documents", False, True, "No model has been promoted yet.")
+        health = await self.engine.health()
+        if health.ok:
+            return Serving("llama", active.id, active.title, active.starter, True, "The promoted model answers.")
+        detail = "The model is not running; answers are quotes from the documents until it is back."
+        return Serving(QUOTES, active.id, active.title, active.starter, False, detail)
+
+    async def health(self) -> Health:
+        serving = await self.serving()
+        return Health(serving.ok, serving.detail, serving.model)
+
+    async def close(self) -> None:
+        await self.engine.close()
+
+    def _current(self) -> Active | None:
+        try:
+            return self._active()
+        except ModelUnavailable:
+            return None  # the registry cannot tell what serves: quotes do, and `doctor` says why
+
+
+async def _closing(stream: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+    """Pass chunks on; closing this closes the stream behind it, so that a reader who leaves frees its place at once."""
+    try:
+        async for chunk in stream:
+            yield chunk
+    finally:
+        await stream.aclose()

@@ -1,0 +1,80 @@
+"""Named prompt programs: instructions, lesson and sources in, messages out.
+
+`render` is a pure function of its arguments and the words in `content/modules/`. What a whole class shares (instructions,
+lesson) comes first and word for word the same; sources and the question come last, in one message. It counts nothing and cuts
+nothing: `chat` decides what fits.
+"""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.engine.handler import Message, Source
+from appliance.errors import BadInput, NotFound
+
+CONTENT = Path(__file__).parent / "content" / "modules"
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A prompt program. `name` is what optimisers and settings call it."""
+
+    name: str
+    instructions: str
+
+    def render(
+        self,
+        question: str,
+        passages: Sequence[Source] = (),
+        history: Sequence[Message] = (),
+        *,
+        subject: str | None = None,
+        grade: str | None = None,
+    ) -> list[Message]:
+        """Messages ending with the question. `passages` are numbered from 1 in the order given."""
+        lesson = " ".join(part for part in (subject and f"Subject: {subject}.", grade and f"Grade: {grade}.") if part)
+        system = f"{self.instructions}\n{lesson}" if lesson else self.instructions
+        return [Message("system", system), *history, Message("user", with_sources(question, passages))]
+
+
+def with_sources(question: str, passages: Sequence[Source]) -> str:
+    """The last message: numbered sources, then the question; the bare question where there are none."""
+    if not passages:
+        return question
+    blocks = [f"[{number}] {label(passage)}\n{passage.text}" for number, passage in enumerate(passages, 1)]
+    return "Sources:\n" + "\n\n".join(blocks) + f"\n\nQuestion: {question}"
+
+
+def label(passage: Source) -> str:
+    """What a person would call the place: "Photosynthesis, p. 12"."""
+    return f"{passage.title}, {passage.place}" if passage.place else passage.title
+
+
+@functools.cache
+def load(name: str) -> Module:
+    """The module of that name from `content/modules/`. Raises NotFound or BadInput."""
+    path = CONTENT / f"{name}.toml"
+    if not name.replace("_", "").isalnum() or not path.is_file():
+        known = ", ".join(sorted(path.stem for path in CONTENT.glob("*.toml")))
+        raise NotFound(f"There is no module called {name!r}.", f"Choose one of: {known}.")
+    try:
+        return Module(name, tomllib.loads(path.read_text("utf-8"))["instructions"].strip())
+    except (tomllib.TOMLDecodeError, KeyError, AttributeError) as error:
+        raise BadInput(f"{path} cannot be used: {error}.", "It needs `instructions` in quotes.") from None
+
+
+def render(
+    question: str,
+    passages: Sequence[Source] = (),
+    history: Sequence[Message] = (),
+    *,
+    module: str = "teacher_responder",
+    subject: str | None = None,
+    grade: str | None = None,
+) -> list[Message]:
+    """`Module.render` of the named module."""
+    return load(module).render(question, passages, history, subject=subject, grade=grade)
