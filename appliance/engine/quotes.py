@@ -25,17 +25,20 @@ NOT_COVERED = "The school's documents do not cover this."
 MOST_QUOTES = 3
 EMBEDDED = 24  # candidates that the embedder is asked about; it reads about twenty short texts in half a second
 EMBED_SECONDS = 5.0
-ENOUGH = 0.35  # a best sentence below this answers nothing
+ENOUGH = 0.55  # a best sentence below this answers nothing
+ENOUGH_BY_WORDS = 0.35  # the same where no embedder answers
+STEPS = 70  # words that a list of steps may have
 CLOSE = 0.8  # further sentences must come this near to the best one
-SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]*[^\W_a-z])")
+SENTENCE_END = re.compile("(?:(?<=[.!?\u2026])|(?<=[.!?\u2026][\"'\u201d\u2019)\\]]))\\s+(?=[\"'\u201c\u2018(\\[]*[^\\W_a-z])")
 ABBREVIATION = re.compile(r"(?:\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Fig|No|p|pp|ch|vs|St|e\.g|i\.e|approx))\.$")
 STOP_WORDS = frozenset(
-    (
-        "a about all am an and any are as at be been being but by can could did do does doing explain for from get give had has "
-        "have how i if in into is it its just let me might more most much my no nor not of on one or our please say says should "
-        "show so some such tell than that the their them then there these they this those to too us use used using very was we "
-        "were what when where which while who whom whose why will with would you your"
-    ).split(" ")
+    re.findall(
+        r"\w+",
+        """a about all am an and any are as at be been being but by can could did do does doing explain for from get give
+        had has have how i if in into is it its just let me might more most much my no nor not of on one or our please
+        say says should show so some such tell than that the their them then there these they this those to too us use
+        used using very was we were what when where which while who whom whose why will with would you your""",
+    )
 )
 
 
@@ -73,6 +76,7 @@ class Quotes:
         return sum(len(message.content.split()) for message in messages)
 
     async def score(self, messages: Sequence[Message]) -> list[float]:
+        del messages
         raise Unsupported("Quoting has no probabilities to tell.", "Ask a language model for them.")
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
@@ -94,14 +98,14 @@ class Quotes:
         ]
         for order, candidate in enumerate(candidates):
             candidate.order = order
-        await self._weigh(question, candidates)
-        chosen = _choose(candidates)
+        enough = await self._weigh(question, candidates)
+        chosen = _choose(candidates, enough)
         if not chosen:
             return NOT_COVERED
         return "\n\n".join([INTRODUCTION, *(f'> "{candidate.text}" [{candidate.number}]' for candidate in chosen)])
 
-    async def _weigh(self, question: str, candidates: list[_Candidate]) -> None:
-        """Set each score: shared telling words and, where the embedder answers, shared meaning; both between 0 and 1."""
+    async def _weigh(self, question: str, candidates: list[_Candidate]) -> float:
+        """Set each score from shared telling words and, where the embedder answers, shared meaning; returns what is enough."""
         wanted = [stem for stem in dict.fromkeys(_stems(question)) if stem]
         total = len(candidates)
         weights = {
@@ -119,6 +123,7 @@ class Quotes:
             del candidates[len(near) :]
         for candidate in candidates:
             candidate.score -= _untidiness(candidate.text) + 0.02 * (candidate.number - 1)
+        return ENOUGH_BY_WORDS if near is None else ENOUGH
 
     async def _similarities(self, question: str, texts: Sequence[str]) -> list[float] | None:
         if self._embed is None or not texts:
@@ -131,19 +136,37 @@ class Quotes:
 
 
 def sentences(text: str) -> list[str]:
-    """Full sentences of a passage, each word for word, white space collapsed; headings, list items and questions are left out."""
+    """Full sentences of a passage, each word for word, white space collapsed; no headings, list items, questions."""
     found: list[str] = []
-    for paragraph in text.split("\n"):
+    for paragraph in _with_steps(text).split("\n"):
         parts = SENTENCE_END.split(" ".join(paragraph.split()))
         held = ""
         for part in parts:
             held = f"{held} {part}" if held else part
-            if ABBREVIATION.search(held):
-                continue  # "Dr. Smith" is no end
+            if ABBREVIATION.search(held) or (_is_how_to(held) and part is not parts[-1]):
+                continue  # "Dr. Smith" is no end, and a list of steps is quoted whole
             if _is_sentence(held):
                 found.append(held)
             held = ""
     return found
+
+
+def _with_steps(text: str) -> str:
+    """A line like "How to add fractions:" says nothing without the lines below it: they become one paragraph."""
+    lines: list[str] = []
+    steps = False
+    for line in text.split("\n"):
+        steps = steps and not re.match(r"(example|try it|solution|exercise|figure|\[picture)\b", line, re.I)
+        if steps and len(lines[-1].split()) + len(line.split()) <= STEPS:
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+            steps = _is_how_to(line)
+    return "\n".join(lines)
+
+
+def _is_how_to(text: str) -> bool:
+    return text[:7].lower() == "how to:"
 
 
 def _is_sentence(text: str) -> bool:
@@ -161,19 +184,25 @@ def _is_sentence(text: str) -> bool:
 def _untidiness(text: str) -> float:
     """What makes a sentence a poor answer on its own: it points backwards, describes a picture, or gives an order."""
     penalty = 0.0
-    if re.match(r"(it|this|that|these|those|they|he|she|so|but|and|then|therefore|however)\b", text, re.I):
-        penalty += 0.08
+    if re.match(r"in the following exercises\b", text, re.I):
+        penalty += 0.5
+    if re.match(
+        r"(it|this|that|these|those|they|he|she|so|but|and|then|therefore|however|in the (?:last|previous|next) section)\b",
+        text,
+        re.I,
+    ):
+        penalty += 0.12
     if re.match(r"\[?(picture|figure|table|example|try it|answer|solution)\b", text, re.I) or "[Picture" in text:
         penalty += 0.15
     if re.match(r"(\d+\.|\(?[a-z]\)|find|write|name|use|draw|describe|explain|calculate|simplify|solve)\s", text, re.I):
-        penalty += 0.1
+        penalty += 0.15
     return penalty
 
 
-def _choose(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+def _choose(candidates: Sequence[_Candidate], enough: float) -> list[_Candidate]:
     """The best, and up to two more that come near it and say something else; in the order of their passages."""
     ranked = sorted(candidates, key=lambda candidate: (-candidate.score, candidate.order))
-    if not ranked or ranked[0].score < ENOUGH:
+    if not ranked or ranked[0].score < enough:
         return []
     chosen = [ranked[0]]
     for candidate in ranked[1:]:

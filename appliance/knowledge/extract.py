@@ -1,0 +1,146 @@
+"""The text of one document, read in a child process that may fail without harm.
+
+Hides the child, its limits (memory, processor time, wall clock, size of what it may say) and its exit codes. Does not parse
+anything itself (`readers` does, inside the child), does not cut text into passages, does not store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from appliance.errors import ApplianceError, BadInput, NotFound, TooLarge, from_os_error
+from appliance.settings import CLONE, Settings
+
+LONGEST_NAME = 200
+_ERRORS: dict[str, type[ApplianceError]] = {"bad_input": BadInput, "too_large": TooLarge}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A stretch of text that lies in one place. Paragraphs are separated by line feeds. `page` counts from 1."""
+
+    text: str
+    place: str
+    page: int | None
+    heading: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What a document says. `kind`: pdf, docx, html, markdown, text. `note`: what a person should know about it, or ''."""
+
+    kind: str
+    title: str
+    pages: int | None
+    sections: list[Section] = field(repr=False)
+    note: str
+
+
+def clean_name(name: str) -> str:
+    """A file's name as harmless text: no folders, no control or direction marks, at most 200 characters."""
+    name = name.encode("utf-8", "replace").decode("utf-8").replace("\\", "/").rstrip("/").rpartition("/")[2]
+    name = "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in unicodedata.normalize("NFC", name))
+    name = " ".join(name.split())
+    if len(name) > LONGEST_NAME:
+        stem, dot, suffix = name.rpartition(".")
+        keep = f"{dot}{suffix}" if stem and len(suffix) <= 10 else ""
+        name = name[: LONGEST_NAME - len(keep)] + keep
+    return name if name.strip(". ") else "document"
+
+
+def extract(path: Path, name: str, settings: Settings) -> Extracted:
+    """Read the document at `path`; `name` is what the person called it and what messages say. Blocking.
+
+    Raises BadInput (damaged, locked, only pictures, unknown type) or TooLarge, each naming the file.
+    """
+    name = clean_name(name)
+    job = {
+        "path": str(path.absolute()),
+        "name": name,
+        "memory": settings.extract_memory_mb * 2**20,
+        "seconds": settings.extract_seconds,
+        "characters": settings.document_characters,
+    }
+    if path.is_symlink():
+        raise BadInput(f"{name} is a link, not a file.", "Add the file that it points to.")
+    if not path.is_file():
+        raise NotFound(f"There is no file {name}.", "Check the path.")
+    # Nothing of this process's environment goes along: no secrets, no switches. -P: its folder is not searched for modules.
+    environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONPATH": str(CLONE), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-P", "-X", "utf8", "-m", "appliance.knowledge.extract_child"]
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise from_os_error(error, f"reading {name}") from error
+    # Processor seconds are limited inside the child; this one stops a child that waits.
+    timer = threading.Timer(settings.extract_seconds * 2 + 30, child.kill)
+    timer.start()
+    try:
+        return _listen(child, job, name)
+    finally:
+        timer.cancel()
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def _listen(child: subprocess.Popen[bytes], job: dict[str, Any], name: str) -> Extracted:
+    """Sections come one a line, then one line that ends it: {"done": ...} or {"error": ...}."""
+    stdin, stdout = child.stdin, child.stdout
+    assert stdin is not None and stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        stdin.write(json.dumps(job).encode() + b"\n")
+        stdin.close()
+    sections: list[Section] = []
+    # Escapes can make six bytes of a character; places and headings come on top.
+    for message in _messages(stdout, limit=job["characters"] * 8 + 2**24, name=name):
+        if "error" in message:
+            kind = _ERRORS.get(str(message["error"]), BadInput)
+            raise kind(str(message["message"]), str(message["hint"]))
+        if "done" in message:
+            done = message["done"]
+            return Extracted(str(done["kind"]), str(done["title"]), done["pages"], sections, str(done["note"]))
+        sections.append(Section(**message))
+    raise _died(child.wait(), name, job)
+
+
+def _messages(stream: IO[bytes], limit: int, name: str) -> Any:
+    seen = 0
+    while line := stream.readline(limit):
+        seen += len(line)
+        if seen > limit:
+            raise TooLarge(f"{name} holds more text than one document may.", "Split it into parts, and add those.")
+        try:
+            message = json.loads(line)
+        except ValueError:
+            return
+        if isinstance(message, dict):
+            yield message
+
+
+def _died(code: int, name: str, job: dict[str, Any]) -> ApplianceError:
+    hint = "Open it in the program it came from, save it again or print it to PDF, and add that."
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return BadInput(f"{name} was not read: reading it took more than {job['seconds']} seconds.", hint)
+    return BadInput(f"{name} was not read: it is damaged, or it needs more than {job['memory'] // 2**20} MB to read.", hint)

@@ -1,0 +1,263 @@
+"""Power cuts, damaged files and full disks: what was there before stays, and nothing half-made is ever served."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.db import Database
+from appliance.errors import StorageFull
+from appliance.knowledge.library import Library
+from appliance.settings import CLONE, Settings
+from tests.knowledge.helpers import MAGNETS, PLANTS, RIVERS, embed, engine_down, pdf
+
+QUESTION = "Where does a river drop pebbles and build a delta?"
+
+
+async def _home(folder: Path, files: dict[str, str]) -> Path:
+    """A home with these documents in it, closed, so that it can be copied."""
+    source = folder.parent / f"{folder.name}-source"
+    source.mkdir()
+    for name, text in files.items():
+        (source / name).write_text(text)
+    settings = Settings(home=folder)
+    database = Database(settings.database)
+    database.migrate()
+    library = Library(settings, database, embed)
+    await library.add([source])
+    library.close()
+    database.close()
+    return folder
+
+
+def _opened(home: Path) -> tuple[Library, Database]:
+    settings = Settings(home=home)
+    database = Database(settings.database)
+    return Library(settings, database, embed), database
+
+
+def _whole(home: Path) -> bool:
+    """One generation, nothing left of a build, no copy on its way in."""
+    names = sorted(path.name for path in (home / "index").iterdir())
+    return len(names) == 2 and names[1].startswith("gen-") and not list((home / "documents").glob(".*"))
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------------------
+async def test_killed_at_any_step_nothing_is_lost_or_done_twice(tmp_path: Path) -> None:
+    seed = await _home(tmp_path / "seed", {"notes.txt": PLANTS, "rivers.txt": RIVERS})
+    incoming = tmp_path / "new"
+    incoming.mkdir()
+    (incoming / "notes.txt").write_text(f"{MAGNETS} {PLANTS} These are the new notes.")
+    homes = [Path(shutil.copytree(seed, tmp_path / f"home-{number}")) for number in range(22)]
+    told = subprocess.run(
+        [sys.executable, "-m", "tests.knowledge.killed", *map(str, homes), "--", str(incoming)],
+        cwd=CLONE,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout.split()
+    assert "failed" not in told and told[-1] == "finished", "enough homes to see every step"
+    killed = told.count("killed")
+    assert killed >= 8
+    for home in homes[: killed + 1]:
+        library, database = _opened(home)
+        before = {document.file: document for document in await library.documents()}
+        assert {"notes.txt", "rivers.txt"} <= set(before), "what was there is there, in its old form or its new one"
+        for document in before.values():
+            _, passages = await library.document(document.id)
+            assert passages and (home / "documents" / document.id).stat().st_size == document.bytes
+        assert (await library.search(QUESTION)).passages[0].file == "rivers.txt"
+
+        reports = await library.add([incoming])
+        assert {report.status for report in reports} <= {"added", "unchanged"}
+        after = {document.file: document for document in await library.documents()}
+        assert set(after) == {"notes.txt", "rivers.txt"}
+        _, (notes,) = await library.document(after["notes.txt"].id)
+        assert notes.text.endswith("These are the new notes.")
+        for report in reports:
+            if report.status == "unchanged":
+                assert after[report.file].id == before[report.file].id, "finished work is not done twice"
+        assert _whole(home)
+        library.close()
+        database.close()
+
+
+async def test_killed_from_outside_while_embedding(tmp_path: Path) -> None:
+    home = await _home(tmp_path / "home", {"rivers.txt": RIVERS})
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(15):
+        (many / f"{number:02}.txt").write_text(f"{PLANTS} Copy {number}.")
+    code = "import tests.knowledge.killed as k, sys; k.add(k.Path(sys.argv[1]), [k.Path(sys.argv[2])], 0)"
+    command = [sys.executable, "-c", code, str(home), str(many)]
+    run = subprocess.Popen(command, cwd=CLONE, start_new_session=True, stderr=subprocess.DEVNULL)
+    library, database = _opened(home)
+    until = time.monotonic() + 30
+    while len(done := await library.documents()) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    finished = {document.id for document in await library.documents()}
+    assert {document.id for document in done} <= finished and 3 <= len(finished) < 16
+    reports = await library.add([many])
+    assert sum(report.status == "unchanged" for report in reports) == len(finished) - 1
+    assert finished <= {document.id for document in await library.documents()}
+    assert _whole(home)
+    library.close()
+    database.close()
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import asyncio
+
+    return asyncio.run(_home(tmp_path_factory.mktemp("sound") / "home", {"plants.txt": PLANTS, "rivers.txt": RIVERS}))
+
+
+def _flip(path: Path, share: float) -> None:
+    data = bytearray(path.read_bytes())
+    data[min(len(data) - 1, int(len(data) * share))] ^= 0x41
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("file", ["vectors.faiss", "lexical.sqlite3", "meta.json"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 1.0])
+async def test_a_flipped_byte_is_never_served(tmp_path: Path, sound: Path, file: str, share: float) -> None:
+    home = Path(shutil.copytree(sound, tmp_path / "home"))
+    (generation,) = (home / "index").glob("gen-*")
+    whole = (generation / file).read_bytes()
+    _flip(generation / file, share)
+    library, database = _opened(home)
+    found = await library.search(QUESTION)
+    assert found.passages[0].file == "rivers.txt" and found.covered
+    (rebuilt,) = (home / "index").glob("gen-*")
+    assert rebuilt.name != generation.name, "the damaged one is gone"
+    if file == "vectors.faiss":
+        assert (rebuilt / file).read_bytes() == whole
+    library.close()
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "missing file", "missing folder", "wrong pointer", "no pointer", "path in pointer"]
+)
+async def test_other_damage_is_repaired(tmp_path: Path, sound: Path, damage: str) -> None:
+    home = Path(shutil.copytree(sound, tmp_path / "home"))
+    (generation,) = (home / "index").glob("gen-*")
+    match damage:
+        case "truncated":
+            os.truncate(generation / "vectors.faiss", 100)
+        case "missing file":
+            (generation / "lexical.sqlite3").unlink()
+        case "missing folder":
+            shutil.rmtree(home / "index")
+        case "wrong pointer":
+            (home / "index" / "current").write_text("gen-99")
+        case "no pointer":
+            (home / "index" / "current").unlink()
+        case "path in pointer":
+            (home / "index" / "current").write_text("../../elsewhere")
+    library, database = _opened(home)
+    assert (await library.search(QUESTION)).passages[0].file == "rivers.txt"
+    assert _whole(home)
+    library.close()
+    database.close()
+
+
+async def test_an_index_of_another_school_is_not_served(tmp_path: Path, sound: Path) -> None:
+    other = await _home(tmp_path / "other", {"magnets.txt": MAGNETS, "more.txt": f"{PLANTS} More."})
+    home = Path(shutil.copytree(sound, tmp_path / "home"))
+    shutil.rmtree(home / "index")
+    shutil.copytree(other / "index", home / "index")
+    library, database = _opened(home)
+    for passage in (await library.search(QUESTION, k=9)).passages:
+        assert passage.file in ("plants.txt", "rivers.txt")
+    library.close()
+    database.close()
+
+
+async def test_damage_after_opening_changes_no_answer(tmp_path: Path, sound: Path) -> None:
+    home = Path(shutil.copytree(sound, tmp_path / "home"))
+    library, database = _opened(home)
+    before = await library.search(QUESTION)
+    (generation,) = (home / "index").glob("gen-*")
+    for file in generation.iterdir():
+        file.write_bytes(bytes(len(file.read_bytes())))
+    assert await library.search(QUESTION) == before
+    library.close()
+    database.close()
+
+
+async def test_another_process_sees_what_one_has_added(tmp_path: Path, sound: Path) -> None:
+    home = Path(shutil.copytree(sound, tmp_path / "home"))
+    (writer, one), (reader, two) = _opened(home), _opened(home)
+    assert (await reader.search("compass needle magnet")).covered is False
+    (tmp_path / "magnets.txt").write_text(MAGNETS)
+    await writer.add([tmp_path / "magnets.txt"])
+    assert (await reader.search("compass needle magnet")).passages[0].file == "magnets.txt"
+    await writer.remove((await reader.search("compass needle magnet")).passages[0].document)
+    assert all(passage.file != "magnets.txt" for passage in (await reader.search("compass needle magnet")).passages)
+    for part in (writer, reader, one, two):
+        part.close()
+
+
+# --- a full disk -----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Six megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+async def test_a_full_disk_says_so_and_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
+    settings = Settings(home=small_disk / "home", disk_reserve_mb=0)
+    database = Database(settings.database)
+    database.migrate()
+    library = Library(settings, database, embed)
+    (tmp_path / "rivers.txt").write_text(RIVERS)
+    assert (await library.add([tmp_path / "rivers.txt"]))[0].status == "added"
+
+    # Not to the last byte by the check before copying, but by what comes after it: text, vectors, index.
+    pdf(tmp_path / "long.pdf", [f"{PLANTS} {MAGNETS} Page {page} of many. " * 4 for page in range(700)])
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(int(shutil.disk_usage(small_disk).free - 1.2 * 2**20)))
+    (report,) = await library.add([tmp_path / "long.pdf"])
+    assert isinstance(report.error, StorageFull), report
+    assert "long.pdf" in report.error.message and "full" in report.error.message and report.error.hint
+    assert [document.file for document in await library.documents()] == ["rivers.txt"]
+    assert (await library.search(QUESTION)).passages[0].file == "rivers.txt"
+    assert len(list(settings.documents.iterdir())) == 1
+
+    fresh, other = _opened(settings.home)
+    (small_disk / "home" / "index" / "current").unlink()
+    (small_disk / "rest").write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - 8192)))
+    assert (await fresh.search(QUESTION)).passages[0].file == "rivers.txt", "no room for an index: it is kept in memory"
+
+    filler.unlink()
+    assert (await library.add([tmp_path / "long.pdf"]))[0].status == "added", "the same command works once there is room"
+    for part in (library, database, fresh, other):
+        part.close()
+
+
+async def test_the_reserve_is_left_alone(tmp_path: Path, database: Database, settings: Settings) -> None:
+    library = Library(Settings(home=settings.home, disk_reserve_mb=10**9), database, engine_down)
+    (tmp_path / "rivers.txt").write_text(RIVERS)
+    (report,) = await library.add([tmp_path / "rivers.txt"])
+    assert isinstance(report.error, StorageFull) and "rivers.txt" in report.error.message
+    assert list(settings.documents.iterdir()) == []
+    library.close()

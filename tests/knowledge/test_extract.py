@@ -1,0 +1,254 @@
+"""Reading documents: good ones with their places, bad ones with one clear sentence."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from appliance.errors import ApplianceError, BadInput, NotFound, TooLarge
+from appliance.knowledge.extract import Extracted, clean_name, extract
+from appliance.settings import CLONE, Settings
+from tests.knowledge.helpers import MAGNETS, PLANTS, RIVERS, docx, pdf, with_part, zip_bomb
+
+
+def _read(path: Path, settings: Settings) -> Extracted:
+    return extract(path, path.name, settings)
+
+
+def _fault(path: Path, settings: Settings, kind: type[ApplianceError] = BadInput) -> str:
+    with pytest.raises(kind) as caught:
+        _read(path, settings)
+    assert path.name in caught.value.message, "the sentence names the file"
+    assert caught.value.hint, "and there is a next step"
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+# --- good documents --------------------------------------------------------------------------------------------------
+def test_pdf_text_has_page_numbers_and_pages_without_text_are_named(tmp_path: Path, settings: Settings) -> None:
+    found = _read(pdf(tmp_path / "a.pdf", [PLANTS, MAGNETS, "", "", "", RIVERS], title="Science"), settings)
+    assert (found.kind, found.title, found.pages) == ("pdf", "Science", 6)
+    assert [(section.page, section.place) for section in found.sections] == [(1, "p. 1"), (2, "p. 2"), (6, "p. 6")]
+    assert found.sections[1].text == MAGNETS, "wrapped lines are one paragraph again"
+    assert found.note == "Pages 3-5 have no text: they are pictures."
+
+
+def test_running_heads_are_left_out(tmp_path: Path, settings: Settings) -> None:
+    pages = [f"Our book page {number}" + " " * 60 for number in range(1, 7)]
+    body = [PLANTS, MAGNETS, RIVERS, PLANTS, MAGNETS, RIVERS]
+    from reportlab.pdfgen.canvas import Canvas
+
+    canvas = Canvas(str(tmp_path / "a.pdf"))
+    for head, text in zip(pages, body, strict=True):
+        canvas.drawString(30, 800, head.strip())
+        canvas.drawString(30, 700, text)
+        canvas.showPage()
+    canvas.save()
+    assert all("Our book" not in section.text for section in _read(tmp_path / "a.pdf", settings).sections)
+
+
+def test_docx_places_are_paths_of_headings(tmp_path: Path, settings: Settings) -> None:
+    blocks = [(1, "Biology"), (0, "Living things."), (2, "Plants"), (0, PLANTS), (1, "Physics"), (2, "Magnets"), (0, MAGNETS)]
+    found = _read(docx(tmp_path / "a.docx", blocks), settings)
+    assert found.title == "Biology"
+    assert [section.place for section in found.sections] == ["beginning", "Plants", "Physics > Magnets"]
+    assert found.sections[1].text == PLANTS
+
+
+def test_docx_tables_are_read_row_by_row(tmp_path: Path, settings: Settings) -> None:
+    import docx as library
+
+    document = library.Document()
+    table = document.add_table(2, 2)
+    for cell, text in zip(table._cells, ["Metal", "Melts at", "Iron", "1538 degrees"], strict=True):
+        cell.text = text
+    document.save(str(tmp_path / "t.docx"))
+    assert _read(tmp_path / "t.docx", settings).sections[0].text == "Metal | Melts at\nIron | 1538 degrees"
+
+
+def test_markdown_and_html_say_the_same(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "a.md").write_text(
+        f"---\ntags: x\n---\n# Science\n\n## Plants\n\n{PLANTS}\n\n## Magnets\n\n**A compass** is `new`.\n"
+    )
+    (tmp_path / "a.html").write_text(
+        f"<html><head><title>Science</title><style>p {{}}</style><script>alert(1)</script></head><body><h1>Science</h1>"
+        f"<h2>Plants</h2><p>{PLANTS}</p><h2>Magnets</h2><!-- x --><p><b>A compass</b> is <code>new</code>.</p></body></html>"
+    )
+    one, other = _read(tmp_path / "a.md", settings), _read(tmp_path / "a.html", settings)
+    assert one.sections == other.sections
+    assert [(section.place, section.text) for section in one.sections] == [("Plants", PLANTS), ("Magnets", "A compass is new.")]
+    assert one.title == other.title == "Science"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252"])
+def test_text_of_any_common_encoding(tmp_path: Path, settings: Settings, encoding: str) -> None:
+    text = "Les élèves étudient la géographie à l'école. La forêt où naît la rivière est très belle en été.\n\nFin déjà."
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    found = _read(tmp_path / "a.txt", settings)
+    assert "élèves étudient" in found.sections[0].text
+    assert [section.place for section in found.sections] == ["line 1", "line 3"]
+
+
+def test_type_goes_by_content_and_a_wrong_name_is_mentioned(tmp_path: Path, settings: Settings) -> None:
+    path = pdf(tmp_path / "a.pdf", [PLANTS]).rename(tmp_path / "a.docx")
+    found = _read(path, settings)
+    assert found.kind == "pdf"
+    assert found.note == "The name says DOCX, but the content is PDF: it was read as PDF."
+
+
+# --- bad documents ---------------------------------------------------------------------------------------------------
+def test_locked_pdf(tmp_path: Path, settings: Settings) -> None:
+    assert "locked with a password" in _fault(pdf(tmp_path / "a.pdf", [PLANTS], password="chalk"), settings)
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9, 0.99])
+def test_truncated_pdf(tmp_path: Path, settings: Settings, keep: float) -> None:
+    path = pdf(tmp_path / "a.pdf", [PLANTS] * 20)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    assert "cut off" in _fault(path, settings)
+
+
+def test_pdf_of_pictures(tmp_path: Path, settings: Settings) -> None:
+    assert "only pictures" in _fault(pdf(tmp_path / "a.pdf", ["", ""]), settings)
+
+
+def test_damaged_pdf(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7\n" + bytes(range(256)) * 40 + b"\n%%EOF\n")
+    assert "damaged" in _fault(tmp_path / "a.pdf", settings)
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.md", "a.html", "a.txt"])
+def test_empty_file(tmp_path: Path, settings: Settings, name: str) -> None:
+    (tmp_path / name).touch()
+    assert "is empty" in _fault(tmp_path / name, settings)
+    (tmp_path / name).write_bytes(b" \n\t\n ")
+    assert "contains no text" in _fault(tmp_path / name, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("photo.pdf", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(200)),
+        ("program.txt", b"\x7fELF\2\1\1" + bytes(300)),
+        ("noise.md", bytes((7 * i * i + 3 * i) % 256 for i in range(5000))),
+        ("old.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500)),
+        ("letter.rtf", b"{\\rtf1\\ansi Hello}"),
+        ("archive.docx", b"PK\5\6" + bytes(18)),
+        ("broken.docx", b"PK\3\4" + bytes(100)),
+    ],
+)
+def test_other_types_are_refused_whatever_their_name(tmp_path: Path, settings: Settings, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    _fault(tmp_path / name, settings)
+
+
+def test_hundred_megabytes_of_text_are_refused_at_once(tmp_path: Path, settings: Settings) -> None:
+    with (tmp_path / "big.txt").open("wb") as file:
+        for _ in range(100):
+            file.write(b"All work and no play. " * 47_663)
+    began = time.monotonic()
+    assert "more than 20,000,000 characters" in _fault(tmp_path / "big.txt", settings, TooLarge)
+    assert time.monotonic() - began < 5
+
+
+def test_zip_bombs_are_refused_from_their_directory(tmp_path: Path, settings: Settings) -> None:
+    began = time.monotonic()
+    assert "would unpack to 60 MB" in _fault(zip_bomb(tmp_path / "bomb.docx"), settings, TooLarge)
+    assert time.monotonic() - began < 8
+    _fault(zip_bomb(tmp_path / "liar.docx", megabytes=60, lie=True), settings)
+
+
+def test_zip_of_very_many_parts(tmp_path: Path, settings: Settings) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "many.docx", "w") as archive:
+        archive.writestr("word/document.xml", "<a/>")
+        for number in range(6000):
+            archive.writestr(f"{number}.bin", b"")
+    assert "6001 parts" in _fault(tmp_path / "many.docx", settings, TooLarge)
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>', b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>'],
+)
+def test_entities_in_docx_are_refused(tmp_path: Path, settings: Settings, declaration: bytes) -> None:
+    path = docx(tmp_path / "x.docx", [(0, PLANTS)])
+    body = b'<?xml version="1.0"?>' + declaration + b"<x>&e;&b;</x>"
+    assert "XML entities" in _fault(with_part(path, "word/document.xml", body), settings)
+
+
+def test_reader_that_needs_too_much_time_or_memory_is_stopped(tmp_path: Path, settings: Settings) -> None:
+    # Thousands of tags inside one another: little to read, much to build.
+    (tmp_path / "deep.html").write_text("<html><body>" + "<div><p>word </p>" * 400_000)
+    little_memory = Settings(home=settings.home, extract_memory_mb=150)
+    assert "needs more than 150 MB" in _fault(tmp_path / "deep.html", little_memory)
+    little_time = settings.model_copy(update={"extract_memory_mb": 8000, "extract_seconds": 1})
+    assert "took more than 1 seconds" in _fault(tmp_path / "deep.html", little_time)
+
+
+def test_missing_file_and_link(tmp_path: Path, settings: Settings) -> None:
+    _fault(tmp_path / "gone.pdf", settings, NotFound)
+    (tmp_path / "secret.txt").write_text(PLANTS)
+    (tmp_path / "link.txt").symlink_to(tmp_path / "secret.txt")
+    assert "is a link" in _fault(tmp_path / "link.txt", settings)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+@given(st.text(max_size=400))
+@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_cleaned_name_is_harmless(name: str) -> None:
+    clean = clean_name(name)
+    assert 0 < len(clean) <= 200
+    assert "/" not in clean and "\\" not in clean and "\0" not in clean and clean not in (".", "..")
+    assert clean.isprintable()
+    assert clean_name(clean) == clean
+
+
+@pytest.mark.parametrize(
+    ("name", "clean"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("..\\..\\boot.ini", "boot.ini"),
+        ("/", "document"),
+        ("..", "document"),
+        ("a\0b\nc.pdf", "a b c.pdf"),
+        ("gpj.\u202efdp.exe", "gpj. fdp.exe"),
+        ("x" * 300 + ".pdf", "x" * 196 + ".pdf"),
+        ("bad\udcff.txt", "bad?.txt"),
+    ],
+)
+def test_names_lose_folders_and_control_marks(name: str, clean: str) -> None:
+    assert clean_name(name) == clean
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "socket.create_connection(('127.0.0.1', 9))",
+        "subprocess.run(['true'])",
+        "os.system('true')",
+        "pickle.loads(b'cos\\nsystem\\n(S\"true\"\\ntR.')",
+        "open(sys.argv[1], 'wb', buffering=0).write(b'x')",
+        "bytearray(2**30)",
+    ],
+)
+def test_the_reader_can_do_nothing_but_read(tmp_path: Path, attempt: str) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import os, pickle, socket, subprocess, sys; from appliance.knowledge.extract_child import limit; limit(2**29, 5)\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"try: {attempt}\n"
+        "except (OSError, MemoryError): sys.stdout.write('refused')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")], cwd=CLONE, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "refused"
