@@ -150,7 +150,7 @@ turns = Table(
     Column("handler", String, nullable=False, default=""),
     Column("covered", Boolean),
     Column("passages", JSON, nullable=False, default=list),
-    Column("tokens", JSON, nullable=False, default=dict),
+    Column("facts", JSON, nullable=False, default=dict),  # token counts, what led, why it ended
     Column("seconds", Float),
     Column("created", Float, nullable=False),
     UniqueConstraint("conversation", "ordinal"),

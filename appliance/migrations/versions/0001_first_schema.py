@@ -123,7 +123,7 @@ def upgrade() -> None:
         sa.Column("handler", sa.String(), nullable=False),
         sa.Column("covered", sa.Boolean(), nullable=True),
         sa.Column("passages", sa.JSON(), nullable=False),
-        sa.Column("tokens", sa.JSON(), nullable=False),
+        sa.Column("facts", sa.JSON(), nullable=False),
         sa.Column("seconds", sa.Float(), nullable=True),
         sa.Column("created", sa.Float(), nullable=False),
         sa.ForeignKeyConstraint(["conversation"], ["conversations.id"], ondelete="CASCADE"),
