@@ -1,0 +1,131 @@
+"""An answer under way: its events so far, who reads them, how long it may go on unread, and what of it is written down.
+
+`chat` drives it; this holds no policy but one: a reader who leaves (a reload, lost Wi-Fi) has twenty seconds to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from appliance.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from appliance.conversations import Turn
+
+GRACE = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened to an answer.
+
+    kind, and what `data` holds: "turn" (conversation, question, turn); "queue" (place, wait in seconds); "sources" (covered:
+    None where no document was asked, lexical_only, passages, nearest; model and handler to answer); "notice" (message);
+    "quotes" (text: Markdown that leads while a starter serves); "text" (delta); "done" (state, text, lead, model, handler,
+    starter, covered, finish, tokens, seconds); "error" (message, hint, code).
+    """
+
+    kind: str
+    data: dict[str, Any]
+
+
+class Run:
+    """An answer under way: its events so far, who reads, and how long it may go on unread."""
+
+    def __init__(self, ids: dict[str, str], user: str) -> None:
+        self.ids = ids
+        self.user = user
+        self.events: list[Event] = []
+        self.finished = False
+        self.ending = False
+        self.changed = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+        self._readers = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def emit(self, event: Event, last: bool = False) -> None:
+        self.events.append(event)
+        self.finished = last
+        woken, self.changed = self.changed, asyncio.Event()
+        woken.set()
+        if last and self._timer is not None:
+            self._timer.cancel()
+
+    def came(self) -> None:
+        self._readers += 1
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def left(self) -> None:
+        self._readers = max(0, self._readers - 1)
+        if not self._readers and not self.finished:
+            self._timer = asyncio.get_running_loop().call_later(GRACE, self.cancel)
+
+    def cancel(self) -> None:
+        """Once: a second cancellation would hit the saving of what the first one left."""
+        if self.task is not None and not self.ending:
+            self.ending = True
+            self.task.cancel()
+
+
+@dataclass
+class Kept:
+    """What is known of an answer so far, as it is written down."""
+
+    said: list[str] = field(default_factory=list)
+    lead: str = ""
+    notice: str = ""
+    sources: dict[str, Any] = field(default_factory=dict)
+    end: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        match event.kind:
+            case "text":
+                self.said.append(event.data["delta"])
+            case "quotes":
+                self.lead = event.data["text"]
+            case "notice":
+                self.notice = event.data["message"]
+            case "sources":
+                self.sources = event.data
+            case "done":
+                self.end, self.lead = event.data, event.data["lead"]
+
+    def done(self) -> dict[str, Any]:
+        return {
+            "text": "".join(self.said).strip(), "lead": self.lead, "finish": "stop",
+            "model": self.sources.get("model", ""), "handler": self.sources.get("handler", ""),
+            "starter": bool(self.lead), "covered": self.sources.get("covered"), "tokens": {}, "seconds": None, **self.end,
+        }  # fmt: skip
+
+    def columns(self, state: str, error: str = "", hint: str = "") -> dict[str, Any]:
+        """The values of the row in `turns`; what has no column of its own stands beside the token counts."""
+        done = self.done()
+        facts = {
+            **done["tokens"], "lead": done["lead"], "starter": done["starter"], "finish": done["finish"], "notice": self.notice,
+            "nearest": self.sources.get("nearest", []), "lexical_only": self.sources.get("lexical_only", False),
+            "error": error, "hint": hint,
+        }  # fmt: skip
+        return {
+            **{key: done[key] for key in ("text", "model", "handler", "covered", "seconds")},
+            "state": state, "passages": self.sources.get("passages", []), "facts": facts,
+        }  # fmt: skip
+
+
+def failure(error: ApplianceError) -> Event:
+    return Event("error", {"message": error.message, "hint": error.hint, "code": error.code})
+
+
+def summary(turn: Turn) -> list[Event]:
+    """A stored answer as events."""
+    facts = turn.facts
+    events = [Event("turn", {"conversation": turn.conversation, "turn": turn.id})]
+    if turn.state == "failed":
+        message = facts.get("error") or "The box was restarted while it wrote this answer."
+        return [*events, Event("error", {"message": message, "hint": facts.get("hint") or "Ask again.", "code": "failed"})]
+    done = {key: facts.get(key) for key in ("lead", "starter", "finish")}
+    tokens = {key: facts[key] for key in ("prompt", "cached", "completion") if key in facts}
+    about = {"state": turn.state, "text": turn.text, "model": turn.model, "handler": turn.handler, "covered": turn.covered}
+    return [*events, Event("done", {**about, **done, "tokens": tokens, "seconds": turn.seconds})]
