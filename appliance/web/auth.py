@@ -1,0 +1,163 @@
+"""Who sent this request: cookie to user, key to user, and whether a browser was tricked into sending it.
+
+Hides cookie names and their flags, the CSRF token, and the check of Host and Origin. It decides nothing about rights:
+`accounts.can` does. No decision here reads `request.url`, which a hostile Host header can bend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import re
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from appliance.accounts import Session, User
+from appliance.errors import Forbidden, NotSignedIn
+
+if TYPE_CHECKING:
+    from starlette.datastructures import FormData
+    from starlette.types import Scope
+
+    from appliance.app import Appliance
+    from appliance.settings import Settings
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+
+
+# --- before anything is routed ---------------------------------------------------------------------------------------
+def host_allowed(scope: Scope, settings: Settings) -> bool:
+    """One Host header, and a name of ours: the settings', or the very address this connection came in on.
+
+    A foreign name that was rebound to our address is neither.
+    """
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+    if match is None:
+        return False
+    name = match[1].lower()
+    if name in {allowed.lower() for allowed in (*settings.allowed_hosts, settings.host)}:
+        return True
+    local = (scope.get("server") or ("",))[0]
+    return name.strip("[]") == local.lower() and _is_address(local)
+
+
+def origin_allowed(scope: Scope) -> bool:
+    """A request that changes something must come from our own pages, as far as the browser says where it comes from."""
+    if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        return True
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    if headers.get(b"sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return False
+    origin = headers.get(b"origin")
+    return origin is None or origin.lower() == f"{scope['scheme']}://{headers.get(b'host', '')}".lower()
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+def box(request: Request) -> Appliance:
+    appliance: Appliance = request.app.state.appliance
+    return appliance
+
+
+def source(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+async def session(request: Request) -> Session | None:
+    """The signed-in person's session, if any; looked up once for each request."""
+    if not hasattr(request.state, "session"):
+        token = request.cookies.get(_cookie(request, "session"), "")
+        request.state.session = await asyncio.to_thread(box(request).accounts.session, token) if token else None
+    found: Session | None = request.state.session
+    return found
+
+
+async def person(request: Request) -> User:
+    """Raises NotSignedIn."""
+    found = await session(request)
+    if found is None:
+        raise NotSignedIn("You are not signed in, or your sign-in has ended.", "Sign in again; what you typed is kept.")
+    return found.user
+
+
+async def form(request: Request) -> FormData:
+    """The form of a request that changes something. Raises Forbidden unless it carries this session's token."""
+    found = await session(request)
+    expected = found.csrf if found else request.cookies.get(_cookie(request, "visitor"), "")
+    data = await request.form(max_files=0, max_fields=20, max_part_size=256 * 1024)
+    given = request.headers.get("x-csrf-token") or data.get("csrf") or ""
+    if not expected or not isinstance(given, str) or not hmac.compare_digest(given.encode(), expected.encode()):
+        raise Forbidden("This form is too old or did not come from this page.", "Load the page again, then send it once more.")
+    return data
+
+
+def text(data: FormData, name: str) -> str:
+    value: Any = data.get(name, "")
+    return value if isinstance(value, str) else ""
+
+
+async def csrf(request: Request) -> str:
+    """The token for this page's forms: the session's, or before sign-in one in a cookie of its own (see `remember`)."""
+    found = await session(request)
+    if found is not None:
+        return found.csrf
+    if not hasattr(request.state, "visitor"):
+        request.state.visitor = request.cookies.get(_cookie(request, "visitor")) or secrets.token_urlsafe(24)
+    visitor: str = request.state.visitor
+    return visitor
+
+
+def remember(request: Request, response: Response) -> None:
+    """Send the visitor's token back with a page that has a form for people who are not signed in."""
+    visitor = getattr(request.state, "visitor", None)
+    if visitor is not None:
+        _set(request, response, "visitor", visitor, 12 * 3600)
+
+
+def sign_in(request: Request, response: Response, token: str) -> None:
+    _set(request, response, "session", token, int(box(request).settings.session_hours * 3600))
+    response.delete_cookie(_cookie(request, "visitor"), secure=_https(request), httponly=True, samesite="lax")
+
+
+async def sign_out(request: Request, response: Response) -> None:
+    name = _cookie(request, "session")
+    await asyncio.to_thread(box(request).accounts.sign_out, request.cookies.get(name, ""))
+    response.delete_cookie(name, secure=_https(request), httponly=True, samesite="lax")
+
+
+def _https(request: Request) -> bool:
+    return bool(request.scope["scheme"] == "https")
+
+
+def _cookie(request: Request, name: str) -> str:
+    return f"__Host-{name}" if _https(request) else name
+
+
+def _set(request: Request, response: Response, name: str, value: str, seconds: int) -> None:
+    response.set_cookie(
+        _cookie(request, name), value, max_age=seconds, path="/", secure=_https(request), httponly=True, samesite="lax"
+    )
+
+
+# --- /v1 -------------------------------------------------------------------------------------------------------------
+async def bearer(request: Request) -> User:
+    """The user behind an API key. Raises NotSignedIn."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    user = None
+    if scheme.lower() == "bearer" and token.isascii():
+        user = await asyncio.to_thread(box(request).accounts.key, token.strip())
+    if user is None:
+        raise NotSignedIn("The API key is missing, unknown or revoked.", "Send `Authorization: Bearer sk-school-...`.")
+    return user

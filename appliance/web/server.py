@@ -1,0 +1,196 @@
+"""The web process: one application from its parts, and what holds for every page.
+
+Hides the outer wall (Host and Origin checks, body limits, security headers) and how a fault becomes a page, JSON or an OpenAI
+error. It holds no model and no rule about rights. Nothing here logs a path's query, a form or a fault's words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from appliance.chat import where
+from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, NotSignedIn, TooLarge
+from appliance.web import api, auth, pages
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from appliance.app import Appliance
+
+log = logging.getLogger(__name__)
+
+LARGEST_BODY = 1024 * 1024
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; img-src 'self' data:; object-src 'none'; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    # Not `no-referrer`: under that a browser sends `Origin: null` with our own forms.
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+}
+
+
+def create_app(appliance: Appliance) -> FastAPI:
+    """Everything the web process answers. `appliance` needs settings, database, library, pool, accounts, chat, registry."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:
+        await appliance.chat.recover()
+        yield
+        await appliance.chat.close()
+
+    app = FastAPI(
+        title="School appliance",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        middleware=[Middleware(Wall), Middleware(RequestBodyLimitMiddleware, max_body_size=LARGEST_BODY)],
+        exception_handlers={ApplianceError: _on_fault, HTTPException: _on_http_fault, RequestValidationError: _on_bad_path},
+    )
+    app.state.appliance = appliance
+    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
+    app.include_router(_status)
+    app.include_router(api.router)
+    app.include_router(pages.router)
+    return app
+
+
+class Wall:
+    """Outermost: refuses before anything is routed or read, and puts the headers on whatever comes back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def guarded_send(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                _put_headers(scope, message)
+            await send(message)
+
+        request = Request(scope, receive)
+        fault = _refusal(scope)
+        if fault is not None:
+            await (await fault_response(request, fault))(scope, receive, guarded_send)
+            return
+        try:
+            await self._app(scope, receive, guarded_send)
+        except Exception as error:  # noqa: BLE001 - a fault's own words may hold what a pupil wrote: log its place only
+            log.error("%s: %s", scope["method"], where(error))
+            if not started:
+                broken = ApplianceError("Something in the box went wrong.", "Try again; if it stays, tell the administrator.")
+                await (await fault_response(request, broken))(scope, receive, guarded_send)
+
+
+def _refusal(scope: Scope) -> ApplianceError | None:
+    settings = scope["app"].state.appliance.settings
+    if not auth.host_allowed(scope, settings):
+        return BadInput(
+            "This address is not one of the box's names.", "Add it to `allowed_hosts` in the settings, or use its name."
+        )
+    if not auth.origin_allowed(scope):
+        return Forbidden("This came from another web site.", "Open the box's own page and do it there.")
+    for name, value in scope["headers"]:
+        if name == b"content-length" and not (value.isdigit() and len(value) < 16):
+            return BadInput("The length of the body is not a number.", "Send a valid Content-Length.")
+        if name == b"content-length" and int(value) > LARGEST_BODY:
+            return TooLarge(f"More than {LARGEST_BODY // 1024} KiB cannot be sent at once.", "Send less.")
+    return None
+
+
+def _put_headers(scope: Scope, message: Message) -> None:
+    headers = message.setdefault("headers", [])
+    names = {name for name, _ in headers}
+    headers.extend((name.encode(), value.encode()) for name, value in HEADERS.items())
+    if b"cache-control" not in names:
+        # A static file's address changes with the file; everything else is somebody's own.
+        keep = scope["path"].startswith("/static/") and b"v=" in scope.get("query_string", b"") and message["status"] == 200
+        headers.append((b"cache-control", b"public, max-age=31536000, immutable" if keep else b"no-store"))
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+async def fault_response(request: Request, error: ApplianceError) -> Response:
+    """OpenAI's shape below /v1, a page for a browser, JSON for the rest."""
+    headers = {"retry-after": str(max(1, round(error.retry_after)))} if isinstance(error, Busy) else {}
+    if request.scope["path"].startswith("/v1/"):
+        return JSONResponse(api.openai_error(error), error.status, headers)
+    if "text/html" in request.headers.get("accept", ""):
+        return await pages.fault_page(request, error, headers)
+    return JSONResponse({"error": {"code": error.code, "message": error.message, "hint": error.hint}}, error.status, headers)
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApplianceError)
+    if isinstance(error, NotSignedIn) and request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse("/", 303)
+    return await fault_response(request, error)
+
+
+async def _on_http_fault(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known: dict[int, ApplianceError] = {
+        404: NotFound("There is no such page here.", "Start again from the first page."),
+        413: TooLarge(f"More than {LARGEST_BODY // 1024} KiB cannot be sent at once.", "Send less."),
+    }
+    fault = known.get(error.status_code) or BadInput("The box cannot read this request.", "Load the page again.")
+    response = await fault_response(request, fault)
+    response.status_code = error.status_code
+    return response
+
+
+async def _on_bad_path(request: Request, _error: Exception) -> Response:
+    """The only typed parts of our addresses are numbers of passages."""
+    return await _on_http_fault(request, HTTPException(404))
+
+
+# --- is it well? -----------------------------------------------------------------------------------------------------
+_status = APIRouter()
+
+
+@_status.get("/health")
+async def health() -> dict[str, str]:
+    """Alive: the process answers."""
+    return {"status": "ok"}
+
+
+@_status.get("/ready")
+async def ready(request: Request) -> Response:
+    """Can answer: who would, and why it is not the promoted model where it is not. 503 while the database is away."""
+    box = auth.box(request)
+    started = time.monotonic()
+    try:
+        await asyncio.to_thread(box.accounts.has_administrator)
+    except ApplianceError as error:
+        return JSONResponse({"ready": False, "handler": "", "model": "", "detail": error.message}, 503)
+    serving = await box.pool.serving()
+    facts = {"ready": True, "handler": serving.handler, "model": serving.model, "starter": serving.starter}
+    return JSONResponse({**facts, "ok": serving.ok, "detail": serving.detail, "seconds": round(time.monotonic() - started, 4)})

@@ -1,0 +1,77 @@
+"""Server-sent events: an answer's events, or anything else that comes in pieces, to one reader.
+
+Hides the wire format and what happens when the reader leaves: the generator behind the stream is closed at once, in a task that
+nothing else cancels. Events carry numbers, so that a reader who comes back goes on where it was (Last-Event-ID).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+KEEP_ALIVE = 10.0
+
+
+def frame(data: Any, event: str = "", number: int | None = None) -> str:
+    """One event. JSON has no line breaks, so a single data line is enough."""
+    head = (f"id: {number}\n" if number is not None else "") + (f"event: {event}\n" if event else "")
+    return f"{head}data: {data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+class EventStream(Response):
+    """An ASGI response that sends what `frames` yields, with a comment every ten seconds of silence."""
+
+    def __init__(self, frames: AsyncGenerator[str, None]) -> None:
+        super().__init__()
+        self._frames = frames
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        pump = asyncio.create_task(self._pump(send))
+        reader = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait({pump, reader}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reader.cancel()
+            if not pump.done():
+                pump.cancel()
+            with suppress(asyncio.CancelledError, OSError):
+                await pump
+        if not pump.cancelled():
+            with suppress(OSError):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _pump(self, send: Send) -> None:
+        async with aclosing(self._frames) as frames:
+            following = asyncio.ensure_future(anext(frames, None))
+            try:
+                while True:
+                    done, _ = await asyncio.wait({following}, timeout=KEEP_ALIVE)
+                    text = following.result() if done else ": still here\n\n"
+                    if text is None:
+                        return
+                    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+                    if done:
+                        following = asyncio.ensure_future(anext(frames, None))
+            finally:
+                if not following.done():  # a generator can only be closed once it is not running
+                    following.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await following
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

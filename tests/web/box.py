@@ -1,0 +1,162 @@
+"""A whole web process with a pretend model and three pretend documents: for tests that need a real server.
+
+`python box.py HOME PORT [seconds a word]` serves it. The accounts, the database, the chat and the pages are the real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from appliance import network
+from appliance.accounts import Accounts
+from appliance.chat import Chat
+from appliance.db import Database
+from appliance.engine.handler import Chunk, Message, Request, Usage
+from appliance.engine.pool import Serving
+from appliance.errors import ModelUnavailable, NotFound
+from appliance.knowledge.library import Document, Found, Passage
+from appliance.settings import Settings
+
+LEAVES = (
+    "Chlorophyll is the green pigment in the leaves of plants. It takes in red and blue light and reflects green light, "
+    "which is why leaves look green to us."
+)
+ANSWER = "Leaves look **green** because chlorophyll takes in red and blue light [1]. In autumn it goes [2], they say [9]."
+
+
+def passage(id: int, document: str, title: str, place: str, text: str) -> Passage:
+    return Passage(id, document, f"{document}.md", title, place, None, text, 0.8)
+
+
+PASSAGES = [
+    passage(11, "plants", "Photosynthesis", "Light", "Plants make their own food. For this they need light, water and air."),
+    passage(12, "plants", "Photosynthesis", "Why leaves are green", LEAVES),
+    passage(13, "plants", "Photosynthesis", "Why leaves are green", "In autumn the chlorophyll breaks down and yellow shows."),
+    passage(21, "water", "The water cycle", "Evaporation", "The sun warms the sea, and water rises as vapour."),
+    passage(
+        31, "evil", "<script>alert(1)</script> & <b>title</b>", "<img src=x onerror=alert(1)>", "Text <svg onload=alert(1)>"
+    ),
+]
+
+
+class PretendLibrary:
+    """Finds the leaves for any question with "leaves" in it, the evil document for "evil", nothing for the rest."""
+
+    async def search(self, text: str, *, k: int = 5, collections: Sequence[str] | None = None) -> Found:
+        del collections
+        wanted = {"leaves": [12, 13], "evil": [31]}
+        ids = next((ids for word, ids in wanted.items() if word in text.lower()), [])
+        found = [one for one in PASSAGES if one.id in ids][:k]
+        return Found(bool(found), False, found or PASSAGES[:1], [] if found else ["The water cycle"])
+
+    async def passage(self, passage_id: int) -> Passage:
+        for one in PASSAGES:
+            if one.id == passage_id:
+                return one
+        raise NotFound("There is no such passage.", "It may have been taken out.")
+
+    async def documents(self, collection: str | None = None) -> list[Document]:
+        del collection
+        titles = {one.document: one.title for one in PASSAGES}
+        return [Document(id, "school", title, f"{id}.md", "md", 900, None, 3, "", 1.7e9) for id, title in titles.items()]
+
+    async def document(self, document_id: str) -> tuple[Document, list[Passage]]:
+        for one in await self.documents():
+            if one.id == document_id:
+                return one, [piece for piece in PASSAGES if piece.document == document_id]
+        raise NotFound("There is no such document.", "It may have been taken out.")
+
+
+class PretendPool:
+    """`answer` word by word. `model` None: quotes serve. `down`: the engine has died."""
+
+    def __init__(self, pace: float = 0.0) -> None:
+        self.answer = ANSWER
+        self.model: str | None = "green-1"
+        self.starter = False
+        self.down = False
+        self.breaks_after: int | None = None
+        self.pace = pace
+        self.context = 1000
+        self.requests: list[Request] = []
+        self.open = 0
+
+    async def serving(self) -> Serving:
+        if self.model is None or self.down:
+            return Serving("quotes", "quotes", "Quotes from the documents", False, not self.down, "Quotes answer.")
+        return Serving("llama", self.model, "Green model", self.starter, True, "The promoted model answers.")
+
+    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        self.requests.append(request)
+        self.open += 1
+        try:
+            if request.model not in ("default", "quotes", self.model):
+                raise NotFound(f"There is no model called {request.model!r}.", "See /v1/models.")
+            if request.model == "quotes" or self.model is None or self.down:
+                quotes = [f"> {one.text} [{number}]" for number, one in enumerate(request.passages, 1)]
+                yield Chunk("\n\n".join(quotes) or "The documents do not cover this.", model="quotes", handler="quotes")
+                yield Chunk(finish="stop", model="quotes", handler="quotes")
+                return
+            if self.pace:
+                yield Chunk(place=2, wait=1.0)
+            words = self.answer.split(" ")
+            for number, word in enumerate(words):
+                await asyncio.sleep(self.pace)
+                if number == self.breaks_after:
+                    raise ModelUnavailable("The model stopped in the middle of its answer.", "Ask again.")
+                yield Chunk(word if number == 0 else f" {word}", model=self.model, handler="llama")
+            yield Chunk(finish="stop", usage=Usage(20, 5, len(words)), model=self.model, handler="llama")
+        finally:
+            self.open -= 1
+
+    def starter_of(self, name: str) -> bool:
+        if name != self.model:
+            raise NotFound(f"There is no model called {name!r}.", "See /v1/models.")
+        return self.starter
+
+    async def count(self, messages: Sequence[Message]) -> int:
+        return sum(len(message.content.split()) for message in messages)
+
+    async def embed(self, texts: Sequence[str]) -> Any:
+        if self.down:
+            raise ModelUnavailable("The engine is not running.", "Start it.")
+        return np.ones((len(texts), 4), np.float32)
+
+
+def make_box(settings: Settings, pace: float = 0.0) -> Any:
+    """What create_app needs, with everything real but the model and the documents."""
+    database = Database(settings.database)
+    database.migrate()
+    accounts, library, pool = Accounts(database, settings), PretendLibrary(), PretendPool(pace)
+    chat = Chat(database, library, pool, accounts, settings, starter_of=pool.starter_of)  # type: ignore[arg-type]
+    registry = SimpleNamespace(list=list)
+    return SimpleNamespace(
+        settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry
+    )
+
+
+def main() -> None:
+    import uvicorn
+
+    from appliance.web.server import create_app
+
+    network.stay_offline()
+    home, port, pace = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+    box = make_box(Settings(home=home, school="Hill School", answer_tokens=64), pace)
+    if "starter" in sys.argv[4:]:
+        box.pool.starter = True
+        box.pool.answer = "leaf leaf the green of of light is leaf [1] and the the teacher said chlorophyll"
+    code = box.accounts.ensure_setup_code()
+    print(code or "", flush=True)  # noqa: T201 - the test reads it
+    uvicorn.run(create_app(box), host="127.0.0.1", port=port, log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()
