@@ -1,0 +1,131 @@
+"""The folder of one tuning run: written so that a power cut at any moment leaves either the old or the new, never half.
+
+Hides temporary names, fsync and renames, the marker that says a step is finished, the lock that keeps a second run out, and
+the check for free space. Knows nothing of what the steps do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import Conflict, StorageFull, from_os_error
+
+MEGABYTE = 1_000_000
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Put `data` at `path` whole or not at all. Raises StorageFull and its kin."""
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as handle:
+            handle.write(data.encode() if isinstance(data, str) else data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        draft.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise from_os_error(error, f"writing {path.name}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document at `path`, or None where there is none that can be read."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file below `folder` survive a power cut."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(folder)
+
+
+class RunFolder:
+    """A run's folder and its markers: `done/<step>.json`, written last, says that the step's files are complete."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise from_os_error(error, "making the run's folder") from None
+
+    def finished(self, step: str) -> dict[str, Any] | None:
+        """What the step noted when it finished, or None where it did not."""
+        marker = read_json(self.path / "done" / f"{step}.json")
+        return marker if isinstance(marker, dict) else None
+
+    def finish(self, step: str, facts: dict[str, Any]) -> dict[str, Any]:
+        """Mark a step as finished; everything it wrote must be on disk before."""
+        write_json(self.path / "done" / f"{step}.json", facts)
+        return facts
+
+    def forget(self, step: str) -> None:
+        """Have the step done again."""
+        (self.path / "done" / f"{step}.json").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_run(lock: Path) -> Iterator[None]:
+    """Hold the machine's only tuning run. Raises Conflict where another process holds it; ends with the process."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("a+")
+    except OSError as error:
+        raise from_os_error(error, "locking the tuning run") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.seek(0)
+            owner = handle.read().strip()
+            raise Conflict(
+                f"A tuning run is already under way{f' (process {owner})' if owner else ''}.",
+                "Wait until it has finished, or cancel it, then run the same command again.",
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def need_space(folder: Path, needed_mb: int, reserve_mb: int) -> None:
+    """Raise StorageFull where `needed_mb` would eat into the space that tuning leaves alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        free = shutil.disk_usage(folder).free // MEGABYTE
+    except OSError as error:
+        raise from_os_error(error, "preparing the tuning run") from None
+    if free < needed_mb + reserve_mb:
+        raise StorageFull(
+            f"Tuning needs {needed_mb + reserve_mb} MB free in {folder} and there are {free} MB; nothing was started.",
+            "Free some space, then run the same command again.",
+        )

@@ -1,0 +1,126 @@
+"""The split is stable, the parts never meet, and the card says what was done."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from appliance.engine.handler import Message
+from appliance.errors import BadInput
+from appliance.settings import PACKAGE
+from appliance.tuning.dataset import Dataset, Example, build, load, part_key, read_examples
+
+SHARED = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+word = st.sampled_from(["river", "poem", "angle", "magnet", "castle", "verb", "seed", "sum", "light", "frog", "map", "tense"])
+
+
+def example(question: str, reply: str = "Look again. What changes?", system: str = "", id: str = "") -> Example:
+    messages = (Message("user", question), Message("assistant", reply))
+    if system:
+        messages = (Message("system", system), *messages)
+    return Example(id or question, messages)
+
+
+def ids(part: list[Example]) -> set[str]:
+    return {item.id for item in part}
+
+
+questions = st.lists(st.lists(word, min_size=3, max_size=9).map(" ".join), min_size=30, max_size=60, unique=True)
+
+
+def built(items: list[Example], folder: Path, limit: int | None = None) -> Dataset:
+    try:
+        return build(items, folder, limit=limit)
+    except BadInput:
+        return Dataset(folder, [], [], {})
+
+
+@SHARED
+@given(questions, st.integers(5, 30), st.randoms())
+def test_no_item_changes_its_part(tmp_path: Path, asked: list[str], limit: int, random: object) -> None:
+    """Not with the limit, not with the order, not with the tutor's words."""
+    items = [example(question) for question in asked]
+    whole = built(items, tmp_path / "whole")
+    part = built(items, tmp_path / "part", limit)
+    random.shuffle(items)  # type: ignore[attr-defined]
+    shuffled = built(items, tmp_path / "shuffled")
+    corrected = built([example(q, f"Another reply to {q}.", id=q) for q in asked], tmp_path / "corrected")
+    assert part.held_out == [] or ids(part.held_out) <= ids(whole.held_out)
+    assert not ids(part.train) & ids(whole.held_out)
+    assert (ids(shuffled.train), ids(shuffled.held_out)) == (ids(whole.train), ids(whole.held_out))
+    assert ids(corrected.held_out) == ids(whole.held_out)
+    assert not ids(corrected.train) & ids(whole.held_out)
+
+
+@SHARED
+@given(questions)
+def test_the_parts_never_share_a_question(tmp_path: Path, asked: list[str]) -> None:
+    items = [example(question, f"Reply {n}?") for n, question in enumerate(asked)]
+    items += [example(question.upper() + "!", f"Reply {n} again?") for n, question in enumerate(asked)]
+    data = built(items, tmp_path)
+    assert not {part_key(item) for item in data.train} & {part_key(item) for item in data.held_out}
+
+
+def test_a_larger_limit_adds_and_takes_nothing_away(tmp_path: Path) -> None:
+    items = read_examples(PACKAGE / "content" / "examples")
+    small, large = build(items, tmp_path / "a", limit=100), build(items, tmp_path / "b", limit=200)
+    assert ids(small.held_out) <= ids(large.held_out)
+    assert len(small.train) + len(small.held_out) + small.card["dropped"]["near_held_out"] == 100
+
+
+def test_150_examples_give_about_twenty_to_judge_by(tmp_path: Path) -> None:
+    data = build(read_examples(PACKAGE / "content" / "examples"), tmp_path, limit=150)
+    assert len(data.held_out) >= 18
+    assert len(data.train) >= 100
+
+
+def test_duplicates_are_counted_and_dropped(tmp_path: Path) -> None:
+    items = [example(f"question {n} about the river {n * 3}", f"reply {n}") for n in range(40)]
+    data = build([*items, *items[:10], replace(items[0], id="again")], tmp_path)
+    assert data.card["dropped"]["duplicates"] == 11
+    assert data.card["examples"] <= 40
+
+
+def test_near_copies_of_held_out_items_are_not_trained_on(tmp_path: Path) -> None:
+    story = "A train leaves the old station at {} and reaches the far town after three slow hours. How fast did it go, roughly?"
+    filler = [example(f"item {n} tell me about thing {n * 13}", f"Think about {n} first.") for n in range(60)]
+    stories = [example(story.format(hour), f"Begin with the distance, pupil {hour}.", id=f"story-{hour}") for hour in range(24)]
+    data = build([*filler, *stories], tmp_path)
+    held = {item.id for item in data.held_out if item.id.startswith("story")}
+    assert held, "with 24 stories some are held out"
+    assert not any(item.id.startswith("story") for item in data.train)
+    assert data.card["dropped"]["near_held_out"] >= 24 - len(held)
+
+
+def test_a_stock_first_sentence_does_not_put_everything_into_one_part(tmp_path: Path) -> None:
+    items = [
+        example("I am ready for the next exercise.", f"Say {n} in Italian, please.", f"Exercise {n}: word {n * 7}", id=str(n))
+        for n in range(100)
+    ]
+    data = build(items, tmp_path)
+    assert 5 <= len(data.held_out) <= 30
+
+
+def test_the_folder_is_complete_and_reads_back(tmp_path: Path) -> None:
+    data = build(read_examples(PACKAGE / "content" / "examples"), tmp_path, limit=60)
+    assert load(tmp_path) == data
+    card = json.loads((tmp_path / "card.json").read_text("utf-8"))
+    assert card["licence"] == {"CC BY 4.0": card["examples"]}
+    assert sum(card["subject"].values()) == card["train"] + card["held_out"]
+    again = build(read_examples(PACKAGE / "content" / "examples"), tmp_path / "again", limit=60)
+    assert again.digest == data.digest
+    (tmp_path / "train.jsonl").write_text("{}", "utf-8")
+    with pytest.raises(BadInput, match="damaged"):
+        load(tmp_path)
+
+
+def test_nothing_to_train_on_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="none is left to train on"):
+        build([], tmp_path)
+    with pytest.raises(BadInput, match="limit"):
+        build([example("a b c")], tmp_path, limit=0)
