@@ -1,0 +1,145 @@
+"""All parts, built once from Settings: the only place where they are wired to each other.
+
+A part that needs another's work is handed a function here, so that no two of them import each other. Hides start-up order,
+the engine as a child process where no engine is running, and how the starter model comes into the registry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from appliance import network
+from appliance.accounts import Accounts
+from appliance.chat import Chat
+from appliance.db import Database
+from appliance.engine.openai_compatible import OpenAICompatible
+from appliance.engine.pool import Active, Pool
+from appliance.engine.quotes import Quotes
+from appliance.engine.service import ModelFiles
+from appliance.errors import ModelUnavailable, from_os_error
+from appliance.knowledge.library import Library
+from appliance.registry import Manifest, Registry
+from appliance.settings import Settings
+
+if TYPE_CHECKING:
+    from appliance.engine.handler import Source
+
+# A cold engine imports torch and loads the embedder: seconds on a quick machine, half a minute on an old busy one.
+ENGINE_START_SECONDS = 120.0
+
+
+class Appliance:
+    """Every part of one box. Use `open()`; close with `close()`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings.database)
+        self.registry = Registry(settings.models)
+        self.engine = OpenAICompatible(partial(network.socket_client, settings.engine_socket))
+        self.library = Library(settings, self.database, self.engine.embed)
+        self.quotes = Quotes(self._search, self.engine.embed)
+        self.pool = Pool(self.engine, self.quotes, self._active)
+        self.accounts = Accounts(self.database, settings)
+        self.chat = Chat(self.database, self.library, self.pool, self.accounts, settings, self._is_starter)
+
+    @classmethod
+    def open(cls, settings: Settings) -> Appliance:
+        """Make the home folder if it is new, bring the database up to date, build the parts. Raises ApplianceError."""
+        try:
+            for folder in (settings.home, settings.run, settings.models, settings.documents):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise from_os_error(error, "preparing the appliance's folder") from error
+        appliance = cls(settings)
+        appliance.database.migrate()
+        return appliance
+
+    async def close(self) -> None:
+        await self.pool.close()
+        self.library.close()
+        self.database.close()
+
+    async def _search(self, text: str) -> list[Source]:
+        found = await self.library.search(text, k=self.settings.passages)
+        return list(found.passages) if found.covered else []  # a coincidence of words is not an answer
+
+    def _active(self) -> Active | None:
+        champion = self.registry.champion()
+        if champion is None:
+            return None
+        return Active(champion.id, champion.title, champion.starter, context_of(champion, self.settings))
+
+    def _is_starter(self, name: str) -> bool:
+        return self.registry.get(name).starter
+
+    # --- the engine -----------------------------------------------------------------------------------------------------
+    def resolve(self, name: str) -> ModelFiles:
+        """A model's files, each compared with its recorded sha256 before any parser sees it."""
+        manifest = self.registry.verify(name)
+        base = self.registry.verify(manifest.base) if manifest.base else manifest
+        adapter = self.registry.folder(manifest.id) / "adapter.gguf" if manifest.base else None
+        model = self.registry.folder(base.id) / "model.gguf"
+        return ModelFiles(manifest.id, model, adapter, context_of(manifest, self.settings))
+
+    @asynccontextmanager
+    async def running_engine(self, say: Callable[[str], None] = lambda _text: None) -> AsyncIterator[None]:
+        """The engine that serves, or a child of ours for as long as this lasts. Raises ModelUnavailable."""
+        if (await self.engine.health()).ok:
+            yield
+            return
+        say("Starting the engine.")
+        log = self.settings.run / "engine.log"
+        with open(log, "ab") as output:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "appliance", "--home", str(self.settings.home), "engine", stdout=output, stderr=output
+            )
+        try:
+            ends = time.monotonic() + ENGINE_START_SECONDS
+            while not (await self.engine.health()).ok:
+                if child.returncode is not None or time.monotonic() > ends:
+                    raise ModelUnavailable("The engine did not start.", f"Its last words are in {log}.")
+                await asyncio.sleep(0.1)
+            yield
+        finally:
+            if child.returncode is None:
+                child.terminate()
+                try:
+                    await asyncio.wait_for(child.wait(), 10)
+                except TimeoutError:
+                    child.kill()
+                    await child.wait()
+
+    # --- models ---------------------------------------------------------------------------------------------------------
+    def ensure_starter(self) -> Manifest:
+        """The starter model in the registry: exported to GGUF and added the first time, looked up afterwards."""
+        from appliance.tuning.gguf import install_base
+
+        return install_base(self.registry, self.settings.starter, starter=True)
+
+    async def promote(self, name: str) -> Manifest:
+        """Make a model the one that serves, after the engine has loaded it beside the current one and it has answered.
+
+        Raises what went wrong; then nothing has changed.
+        """
+        manifest = self.registry.get(name)
+        async with self.running_engine():
+            await self.engine.load(manifest.id)
+        return self.registry.promote(manifest.id)
+
+    async def rollback(self) -> Manifest:
+        """Serve the model before this one again."""
+        previous = self.registry.aliases().get("previous")
+        if previous is None:
+            return self.registry.rollback()  # raises, with the words for it
+        return await self.promote(previous)
+
+
+def context_of(manifest: Manifest, settings: Settings) -> int:
+    """Tokens of a conversation: the setting where one is given, never more than the model was made for."""
+    return min(manifest.context, settings.context or manifest.context)

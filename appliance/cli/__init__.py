@@ -1,0 +1,91 @@
+"""The `appliance` command: one thin file per noun - parse, call, print.
+
+Subcommands are imported when they are called, so that `appliance --help` answers at once. Every fault leaves through `main`:
+an `Error:` sentence and a `Try:` line on stderr, and the exit code of `interface`: 0 done, 1 failed, 2 wrong usage, 3 refused
+by policy, 4 gate not passed, 75 busy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from appliance import __version__, network
+from appliance.errors import ApplianceError, from_os_error
+
+# Command -> the file it stands in, and its line in the overview.
+COMMANDS = {
+    "demo": ("demo", "See the whole loop: documents in, a model tuned, exported, judged, promoted, asked."),
+    "serve": ("serve", "Run the box on a desk: engine and pages, restarted when they die."),
+    "web": ("serve", "The web process alone."),
+    "engine": ("serve", "The engine process alone."),
+    "ask": ("ask", "Ask one question; the answer cites the school's documents."),
+    "docs": ("docs", "Add, list, search, check and remove documents."),
+    "examples": ("examples", "Check tutoring examples before tuning on them."),
+    "tune": ("tune", "Tune a model on tutoring examples, on this machine."),
+    "models": ("models", "List, verify, promote, roll back and remove models."),
+    "keys": ("keys", "Make and revoke keys for /v1."),
+    "settings": ("settings", "Show every setting, its value and what it does."),
+    "status": ("settings", "Say what serves now and whether everything is fine."),
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"appliance.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_file, line) in COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--home", type=click.Path(path_type=Path), envvar="APPLIANCE_HOME", help="Folder that holds everything.")
+@click.version_option(__version__, prog_name="appliance")
+@click.pass_context
+def group(context: click.Context, home: Path | None) -> None:
+    """A school's own teaching assistant: offline, on this machine, answering from the school's documents."""
+    context.obj = {"home": home}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script."""
+    network.stay_offline()
+    try:
+        code = _run(arguments)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Stopped.", err=True)
+        code = 130
+    except BrokenPipeError:
+        code = 0
+    except ApplianceError as error:
+        code = _report(error)
+    except OSError as error:
+        code = _report(from_os_error(error, "working on that command"))
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    result: Any = group.main(args=arguments, standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: ApplianceError) -> int:
+    click.echo(f"Error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"Try: {error.hint}", err=True)
+    return error.exit_code

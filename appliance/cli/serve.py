@@ -1,0 +1,145 @@
+"""`appliance serve`, `web`, `engine`: start the processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket as socketlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from appliance.cli.output import Output, command
+from appliance.errors import BadInput, Conflict
+from appliance.settings import Settings
+
+
+@click.command()
+@click.option("--host", default=None, help="Address to listen on; 0.0.0.0 is the whole LAN.")
+@click.option("--port", default=None, type=int, help="Port to listen on.")
+@command
+async def serve(out: Output, host: str | None, port: int | None) -> int:
+    """Run the engine and the pages, and start one again that dies. Ctrl-C ends both."""
+    from appliance.app import Appliance
+    from appliance.supervisor import check_port, supervise
+
+    settings = _with(out.settings, host, port)
+    check_port(settings.host, settings.port)
+    with _only_one(settings, "serve"):
+        appliance = Appliance.open(settings)
+        await asyncio.to_thread(appliance.ensure_starter)
+        code = await asyncio.to_thread(appliance.accounts.ensure_setup_code)
+        serving = await appliance.pool.serving()
+        await appliance.close()
+        base = [sys.executable, "-m", "appliance", "--home", str(settings.home)]
+        commands = {
+            "engine": [*base, "engine"],
+            "web": [*base, "web", "--host", settings.host, "--port", str(settings.port)],
+        }
+        address = f"http://{'localhost' if settings.host in ('127.0.0.1', '0.0.0.0') else settings.host}:{settings.port}/"
+        out.say(f"Open {address} in a browser.")
+        if code:
+            out.say(f"One-time code to make the first administrator: {code}")
+        out.say(f"Answers come from: {serving.title}. Ctrl-C stops everything.")
+        await supervise(commands, out.note)
+    return 0
+
+
+@click.command()
+@click.option("--host", default=None, help="Address to listen on; 0.0.0.0 is the whole LAN.")
+@click.option("--port", default=None, type=int, help="Port to listen on.")
+@command
+async def web(out: Output, host: str | None, port: int | None) -> int:
+    """The web process: pages, JSON and /v1. It holds no model."""
+    import importlib
+
+    import uvicorn
+
+    from appliance.app import Appliance
+    from appliance.supervisor import check_port
+
+    settings = _with(out.settings, host, port)
+    check_port(settings.host, settings.port)
+    appliance = Appliance.open(settings)
+    # By name: the two doors never import each other.
+    application = importlib.import_module("appliance.web.server").create_app(appliance)
+    config = uvicorn.Config(
+        application, host=settings.host, port=settings.port, access_log=False, server_header=False, log_level="warning",
+        timeout_graceful_shutdown=5, timeout_keep_alive=15, h11_max_incomplete_event_size=64 * 1024, loop="asyncio",
+    )  # fmt: skip
+    await uvicorn.Server(config).serve()
+    await appliance.close()
+    return 0
+
+
+@click.command()
+@command
+async def engine(out: Output) -> int:
+    """The engine process: language model and embedder on a Unix socket, no network."""
+    import uvicorn
+
+    from appliance.app import Appliance
+    from appliance.engine.embedder import Embedder
+    from appliance.engine.handler import Handler
+    from appliance.engine.scheduler import LlamaHandler
+    from appliance.engine.service import ModelFiles, create_engine
+
+    settings = out.settings
+    socket = settings.engine_socket
+    if len(os.fsencode(socket)) > 100:
+        raise BadInput(f"The path of the engine's socket is too long: {socket}.", "Choose a home folder with a shorter path.")
+
+    def make(files: ModelFiles) -> Handler:
+        return LlamaHandler(
+            files.model, files.adapter, threads=settings.threads, context=files.context, slots=settings.slots,
+            queue=settings.queue, model_id=files.id,
+        )  # fmt: skip
+
+    appliance = Appliance.open(settings)
+    with _only_one(settings, "engine"):
+        socket.unlink(missing_ok=True)  # left by a killed engine: the lock says that none is alive
+        application = create_engine(appliance.resolve, make, Embedder(settings.threads))
+        with _private_listener(socket) as listener:
+            config = uvicorn.Config(
+                application, fd=listener.fileno(), access_log=False, log_level="warning", timeout_graceful_shutdown=5,
+                loop="asyncio",
+            )  # fmt: skip
+            await uvicorn.Server(config).serve()
+        socket.unlink(missing_ok=True)
+    await appliance.close()
+    return 0
+
+
+def _with(settings: Settings, host: str | None, port: int | None) -> Settings:
+    return settings.model_copy(update={k: v for k, v in {"host": host, "port": port}.items() if v is not None})
+
+
+def _private_listener(path: Path) -> socketlib.socket:
+    """A listening Unix socket for this user alone, from its first moment; uvicorn would open one to everybody."""
+    listener = socketlib.socket(socketlib.AF_UNIX, socketlib.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(128)
+    return listener
+
+
+@contextlib.contextmanager
+def _only_one(settings: Settings, name: str) -> Iterator[None]:
+    """One process of a kind per home. Raises Conflict while another holds the lock."""
+    settings.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path: Path = settings.run / f"{name}.lock"
+    with open(path, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"`appliance {name}` is running already for {settings.home}.", "Use that one, or choose another --home."
+            ) from None
+        yield

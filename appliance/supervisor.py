@@ -1,0 +1,76 @@
+"""Keeps a desk's or a demo's processes running: the engine and the web process, each restarted when it dies.
+
+On an installed box systemd does this. Hides restart delays and an orderly end. It knows commands, not what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from appliance.errors import ApplianceError, Conflict
+
+# A process that ran this long was healthy: its next death is news, not part of a crash loop.
+HEALTHY_SECONDS = 30.0
+LONGEST_DELAY = 30.0
+
+
+async def supervise(commands: Mapping[str, Sequence[str]], say: Callable[[str], None]) -> None:
+    """Run all commands until SIGINT or SIGTERM; one that ends is started again, sooner at first, at most every 30 s."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    keepers = [asyncio.create_task(_keep(name, command, say)) for name, command in commands.items()]
+    await stop.wait()
+    say("Stopping.")
+    for keeper in keepers:
+        keeper.cancel()
+    await asyncio.gather(*keepers, return_exceptions=True)
+
+
+async def _keep(name: str, command: Sequence[str], say: Callable[[str], None]) -> None:
+    delay = 0.5
+    while True:
+        began = time.monotonic()
+        # A session of its own: Ctrl-C reaches us alone, and we end the children in order.
+        child = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+        try:
+            code = await child.wait()
+        finally:
+            if child.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    child.terminate()
+                try:
+                    await asyncio.wait_for(child.wait(), 10)
+                except TimeoutError:
+                    child.kill()
+                    await child.wait()
+        if time.monotonic() - began > HEALTHY_SECONDS:
+            delay = 0.5
+        say(f"The {name} process ended ({_why(code)}); starting it again in {delay:g} s.")
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, LONGEST_DELAY)
+
+
+def _why(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise Conflict where nothing can listen on this address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError:
+            raise ApplianceError(f"Port {port} is reserved for the system.", "Choose one above 1023 with --port.") from None
+        except OSError as error:
+            raise Conflict(
+                f"Port {port} on {host} is in use: {error.strerror}.", f"Choose another one: --port {port + 1}."
+            ) from None
