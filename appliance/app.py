@@ -7,11 +7,13 @@ the engine as a child process where no engine is running, and how the starter mo
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance import network
@@ -89,31 +91,45 @@ class Appliance:
 
     @asynccontextmanager
     async def running_engine(self, say: Callable[[str], None] = lambda _text: None) -> AsyncIterator[None]:
-        """The engine that serves, or a child of ours for as long as this lasts. Raises ModelUnavailable."""
-        if (await self.engine.health()).ok:
-            yield
-            return
+        """The engine that runs for this home, or a child of ours for as long as this lasts and others use it.
+
+        Raises ModelUnavailable where none comes up in time.
+        """
+        with open(self.settings.run / "engine.users", "w") as users:
+            await asyncio.to_thread(fcntl.flock, users, fcntl.LOCK_SH)
+            child = None
+            if not (await self.engine.health()).ok:
+                child = await self._start_engine(say)
+            try:
+                yield
+            finally:
+                if child is not None and child.returncode is None:
+                    fcntl.flock(users, fcntl.LOCK_UN)
+                    # Another command may have borrowed our engine: it is given the time it needs.
+                    await asyncio.to_thread(fcntl.flock, users, fcntl.LOCK_EX)
+                    await _end(child)
+
+    async def _start_engine(self, say: Callable[[str], None]) -> asyncio.subprocess.Process | None:
+        """Wait for an engine that is coming up, or start one; None where it is not ours."""
         say("Starting the engine.")
         log = self.settings.run / "engine.log"
-        with open(log, "ab") as output:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "appliance", "--home", str(self.settings.home), "engine", stdout=output, stderr=output
-            )
-        try:
-            ends = time.monotonic() + ENGINE_START_SECONDS
-            while not (await self.engine.health()).ok:
-                if child.returncode is not None or time.monotonic() > ends:
-                    raise ModelUnavailable("The engine did not start.", f"Its last words are in {log}.")
-                await asyncio.sleep(0.1)
-            yield
-        finally:
-            if child.returncode is None:
-                child.terminate()
-                try:
-                    await asyncio.wait_for(child.wait(), 10)
-                except TimeoutError:
-                    child.kill()
-                    await child.wait()
+        child = None
+        ends = time.monotonic() + ENGINE_START_SECONDS
+        while time.monotonic() < ends:
+            if child is not None and child.returncode is not None:
+                if not _held(self.settings.run / "engine.lock"):
+                    break  # it died; had another one been quicker, that one would hold the lock
+                child = None
+            if (await self.engine.health()).ok:
+                return child
+            if child is None and not _held(self.settings.run / "engine.lock"):
+                with open(log, "ab") as output:
+                    command = [sys.executable, "-m", "appliance", "--home", str(self.settings.home), "engine", "--with-parent"]
+                    child = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output)
+            await asyncio.sleep(0.1)
+        if child is not None:
+            await _end(child)
+        raise ModelUnavailable("The engine did not start.", f"Its last words are in {log}.")
 
     # --- models ---------------------------------------------------------------------------------------------------------
     def ensure_starter(self) -> Manifest:
@@ -138,6 +154,27 @@ class Appliance:
         if previous is None:
             return self.registry.rollback()  # raises, with the words for it
         return await self.promote(previous)
+
+
+def _held(path: Path) -> bool:
+    """Whether a process holds the lock on this file."""
+    with open(path, "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    if child.returncode is not None:
+        return
+    child.terminate()
+    try:
+        await asyncio.wait_for(child.wait(), 10)
+    except TimeoutError:
+        child.kill()
+        await child.wait()
 
 
 def context_of(manifest: Manifest, settings: Settings) -> int:

@@ -68,6 +68,13 @@ class Conflict(ApplianceError):
     status = 409
 
 
+class UnderWay(Conflict):
+    """The same work is being done by another process; it ends by itself."""
+
+    code = "under_way"
+    exit_code = 75
+
+
 class Busy(ApplianceError):
     """Full for the moment. retry_after: seconds after which trying again makes sense."""
 

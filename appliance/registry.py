@@ -253,6 +253,7 @@ class Registry:
             if users:
                 raise Conflict(f"The model {manifest.id!r} is needed by {', '.join(users)}.", "Remove those first.")
             doomed = self.root / f".{manifest.id}.removed"
+            shutil.rmtree(doomed, ignore_errors=True)  # left by a kill in the middle of an earlier removal
             os.rename(self.root / manifest.id, doomed)
             shutil.rmtree(doomed)
 

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     queue: int = Field(64, ge=1, description="Requests that may wait; one more is refused with a time to come back.")
     answer_tokens: int = Field(200, ge=16, le=8192, description="Longest answer, in the model's tokens.")
     extract_memory_mb: int = Field(512, ge=128, description="Memory a document's reader may use before it is stopped.")
-    extract_seconds: int = Field(120, ge=5, description="Processor seconds a document's reader may use.")
+    extract_seconds: int = Field(20, ge=5, description="Processor seconds a document's reader may use.")
     document_mb: int = Field(200, ge=1, description="Largest file that can be added.")
     document_characters: int = Field(20_000_000, ge=1000, description="Most text that is read from one document.")
     passages: int = Field(3, ge=1, le=20, description="Passages that an answer stands on.")

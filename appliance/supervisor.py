@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import errno
+import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from appliance.errors import ApplianceError, Conflict
+from appliance.errors import ApplianceError, BadInput, Conflict
 
 # A process that ran this long was healthy: its next death is news, not part of a crash loop.
 HEALTHY_SECONDS = 30.0
@@ -23,7 +26,7 @@ async def supervise(commands: Mapping[str, Sequence[str]], say: Callable[[str], 
     """Run all commands until SIGINT or SIGTERM; one that ends is started again, sooner at first, at most every 30 s."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     keepers = [asyncio.create_task(_keep(name, command, say)) for name, command in commands.items()]
     await stop.wait()
@@ -37,8 +40,14 @@ async def _keep(name: str, command: Sequence[str], say: Callable[[str], None]) -
     delay = 0.5
     while True:
         began = time.monotonic()
-        # A session of its own: Ctrl-C reaches us alone, and we end the children in order.
-        child = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+        try:
+            # A session of its own: Ctrl-C reaches us alone, and we end the children in order.
+            child = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+        except OSError as error:
+            say(f"The {name} process could not be started ({error.strerror}); trying again in {delay:g} s.")
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, LONGEST_DELAY)
+            continue
         try:
             code = await child.wait()
         finally:
@@ -57,6 +66,14 @@ async def _keep(name: str, command: Sequence[str], say: Callable[[str], None]) -
         delay = min(delay * 2, LONGEST_DELAY)
 
 
+def end_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it is gone, however that died."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() == 1:  # it was gone before we asked
+        raise SystemExit(0)
+
+
 def _why(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
@@ -71,6 +88,9 @@ def check_port(host: str, port: int) -> None:
         except PermissionError:
             raise ApplianceError(f"Port {port} is reserved for the system.", "Choose one above 1023 with --port.") from None
         except OSError as error:
-            raise Conflict(
-                f"Port {port} on {host} is in use: {error.strerror}.", f"Choose another one: --port {port + 1}."
+            if error.errno == errno.EADDRINUSE:
+                raise Conflict(f"Port {port} on {host} is in use.", f"Choose another one: --port {port + 1}.") from None
+            raise BadInput(
+                f"This machine cannot listen on {host}: {error.strerror or error}.",
+                "Give one of its own addresses, or 0.0.0.0 for all of them.",
             ) from None

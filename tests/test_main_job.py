@@ -318,3 +318,13 @@ def test_a_person_sets_up_asks_and_opens_a_citation(box: Box, tmp_path: Path) ->
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             context.close()
         browser.close()
+
+
+def test_the_demo_on_a_real_book_and_real_tutoring_examples(tmp_path: Path, shared_data: Path, starter_gguf: Path) -> None:
+    del starter_gguf
+    book, examples = shared_data / "books" / "prealgebra-ch01.pdf", shared_data / "examples" / "oatutor.jsonl"
+    document = run(tmp_path / "h", "demo", "--documents", str(book), "--examples", str(examples), "--limit", "160")
+    assert document["promoted"] and document["documents"] == 1
+    ask = document["ask"]
+    assert ask["covered"] and ask["passages"][0]["page"] and ask["passages"][0]["file"] == book.name
+    assert re.search(r'> ".+" \[\d\]', ask["answer"]), ask["answer"]

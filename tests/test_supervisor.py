@@ -12,19 +12,33 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import Conflict
+from appliance.errors import BadInput, Conflict
 from appliance.supervisor import check_port
 
-PROGRAM = """
+CHILD = """
+import os, sys, time
+from appliance.supervisor import end_with_parent
+end_with_parent()
+open(sys.argv[1], "a").write(f"{os.getpid()}\\n")
+time.sleep(600)
+"""
+PROGRAM = f"""
 import asyncio, sys
 from appliance.supervisor import supervise
-child = [sys.executable, "-c", "import os, time; open(%r, 'a').write(f'{os.getpid()}\\\\n'); time.sleep(600)"]
-asyncio.run(supervise({"first": child, "second": child}, print))
+child = [sys.executable, "-c", {CHILD!r}, sys.argv[1]]
+asyncio.run(supervise({{"first": child, "second": child}}, print))
 """
 
 
 def pids(file: Path) -> list[int]:
     return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def wait_for(file: Path, count: int) -> list[int]:
@@ -37,7 +51,7 @@ def wait_for(file: Path, count: int) -> list[int]:
 
 def test_a_killed_process_comes_back_and_all_end_together(tmp_path: Path) -> None:
     file = tmp_path / "pids"
-    supervisor = subprocess.Popen([sys.executable, "-c", PROGRAM % str(file)], stdout=subprocess.PIPE, text=True)
+    supervisor = subprocess.Popen([sys.executable, "-c", PROGRAM, str(file)], stdout=subprocess.PIPE, text=True)
     try:
         first = wait_for(file, 2)
         os.kill(first[0], signal.SIGKILL)
@@ -50,6 +64,24 @@ def test_a_killed_process_comes_back_and_all_end_together(tmp_path: Path) -> Non
     for pid in pids(file):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_no_process_outlives_its_supervisor(tmp_path: Path, number: signal.Signals) -> None:
+    file = tmp_path / "pids"
+    supervisor = subprocess.Popen([sys.executable, "-c", PROGRAM, str(file)], stdout=subprocess.DEVNULL)
+    children = wait_for(file, 2)
+    supervisor.send_signal(number)
+    supervisor.wait(20)
+    ends = time.monotonic() + 5
+    while any(alive(pid) for pid in children):
+        assert time.monotonic() < ends, "a child lives on"
+        time.sleep(0.05)
+
+
+def test_an_address_that_is_not_this_machines() -> None:
+    with pytest.raises(BadInput, match=r"203\.0\.113\.9"):
+        check_port("203.0.113.9", 8080)
 
 
 def test_a_port_in_use_is_said_before_anything_starts() -> None:

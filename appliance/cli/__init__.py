@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,17 @@ def main(arguments: list[str] | None = None) -> None:
         code = _report(error)
     except OSError as error:
         code = _report(from_os_error(error, "working on that command"))
+    except Exception as error:  # noqa: BLE001 - whatever it was, a person reads a sentence and finds the rest in a file
+        code = _report(ApplianceError(f"A fault in the appliance: {type(error).__name__}.", _kept_trace()))
     sys.exit(code)
+
+
+def _kept_trace() -> str:
+    """Write the trace of the exception being handled to a file of this user's; the sentence that says where."""
+    handle, path = tempfile.mkstemp(prefix="appliance-fault-", suffix=".txt")
+    with open(handle, "w") as file:
+        traceback.print_exc(file=file)
+    return f"Run the same command again; if it fails again, report it with {path}."
 
 
 def _run(arguments: list[str] | None) -> int:

@@ -63,7 +63,7 @@ async def demo(
             for sample in result.report.samples[:1]:
                 _sample(out, sample)
             out.say("\n3. A question")
-            question = question or (await _question(appliance, added[0].document) if documents else SAMPLE_QUESTION)
+            question = question or (await _question(appliance, added) if documents else SAMPLE_QUESTION)
             out.say(f"{question}\n")
             answer = await answer_to(appliance, question)
             show_answer(out, answer)
@@ -71,6 +71,9 @@ async def demo(
         await appliance.close()
     out.say(f"\nDone in {seconds(time.monotonic() - began)}, and nothing left this machine.")
     out.result(result.to_json() | {"documents": len(added), "ask": answer, "seconds_total": time.monotonic() - began})
+    if not answer["covered"]:
+        out.note("The documents do not answer that question: ask one that they do, with --question.")
+        return 1
     return 0 if result.promoted else 4
 
 
@@ -81,11 +84,16 @@ def _sample(out: Output, sample: Any) -> None:
         out.say(f"  {label:9} {text[:150]}{'...' if len(text) > 150 else ''}")
 
 
-async def _question(appliance: Any, document: str) -> str:
-    """Something that the document surely answers: about what one of its sentences defines, else about its title."""
-    about, passages = await appliance.library.document(document)
-    for passage in passages:
-        found = DEFINITION.search(passage.text)
-        if found:
-            return f"What is a {found[1]}?"
-    return f"What is {about.title} about?"
+async def _question(appliance: Any, added: list[Any]) -> str:
+    """Something that the documents answer: about what one of their sentences defines, else about a title."""
+    terms: list[str] = []
+    title = ""
+    for report in added[:5]:
+        about, passages = await appliance.library.document(report.document)
+        title = title or about.title
+        terms += [found[1] for passage in passages if (found := DEFINITION.search(passage.text))]
+    for term in dict.fromkeys(terms[:20]):
+        question = f"What is a {term}?"
+        if (await appliance.library.search(question, k=1)).covered:
+            return question
+    return f"What is {title} about?"

@@ -138,14 +138,16 @@ def _show(out: Output, question: str, found: Any, *, many: bool) -> None:
 def read_questions(path: Path) -> list[str]:
     """The `question` of each line. Raises BadInput naming the line at fault."""
     questions = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:
-            questions.append(str(json.loads(line)["question"]))
-        except (ValueError, KeyError, TypeError):
+            question = str(json.loads(line.decode("utf-8"))["question"])
+            question.encode("utf-8")  # a lone surrogate is not text
+            questions.append(question)
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise BadInput(
-                f"{path}, line {number}: this is not a JSON object with a `question`.", "Correct that line."
+                f"{path}, line {number}: this is not a JSON object with a `question` in UTF-8.", "Correct that line."
             ) from None
     return questions
 

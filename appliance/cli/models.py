@@ -18,6 +18,7 @@ def models() -> None:
 
 def _record(manifest: Manifest) -> dict[str, Any]:
     report = manifest.report or {}
+    scores = {name: report[name] for name in ("before", "after", "difference") if name in report}
     return {
         "id": manifest.id,
         "kind": manifest.kind,
@@ -26,7 +27,7 @@ def _record(manifest: Manifest) -> dict[str, Any]:
         "bytes": manifest.bytes,
         "aliases": list(manifest.aliases),
         "created": manifest.created,
-        "scores": report.get("scores", {}),
+        "scores": scores,
     }
 
 

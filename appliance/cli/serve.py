@@ -17,10 +17,12 @@ from appliance.cli.output import Output, command
 from appliance.errors import BadInput, Conflict
 from appliance.settings import Settings
 
+PORT = click.IntRange(1, 65535)
+
 
 @click.command()
 @click.option("--host", default=None, help="Address to listen on; 0.0.0.0 is the whole LAN.")
-@click.option("--port", default=None, type=int, help="Port to listen on.")
+@click.option("--port", default=None, type=PORT, help="Port to listen on.")
 @command
 async def serve(out: Output, host: str | None, port: int | None) -> int:
     """Run the engine and the pages, and start one again that dies. Ctrl-C ends both."""
@@ -33,38 +35,43 @@ async def serve(out: Output, host: str | None, port: int | None) -> int:
         appliance = Appliance.open(settings)
         await asyncio.to_thread(appliance.ensure_starter)
         code = await asyncio.to_thread(appliance.accounts.ensure_setup_code)
-        serving = await appliance.pool.serving()
+        champion = appliance.registry.champion()
         await appliance.close()
         base = [sys.executable, "-m", "appliance", "--home", str(settings.home)]
         commands = {
-            "engine": [*base, "engine"],
-            "web": [*base, "web", "--host", settings.host, "--port", str(settings.port)],
+            "engine": [*base, "engine", "--with-parent"],
+            "web": [*base, "web", "--with-parent", "--host", settings.host, "--port", str(settings.port)],
         }
-        address = f"http://{'localhost' if settings.host in ('127.0.0.1', '0.0.0.0') else settings.host}:{settings.port}/"
-        out.say(f"Open {address} in a browser.")
-        if code:
-            out.say(f"One-time code to make the first administrator: {code}")
-        out.say(f"Answers come from: {serving.title}. Ctrl-C stops everything.")
+        out.say(f"Open {' or '.join(_addresses(settings))} in a browser.")
+        _say_code(out, code)
+        title = champion.title if champion else "quotes from the documents, until a model is promoted"
+        out.say(f"Answers come from: {title}. Ctrl-C stops everything.")
         await supervise(commands, out.note)
     return 0
 
 
 @click.command()
 @click.option("--host", default=None, help="Address to listen on; 0.0.0.0 is the whole LAN.")
-@click.option("--port", default=None, type=int, help="Port to listen on.")
+@click.option("--port", default=None, type=PORT, help="Port to listen on.")
+@click.option("--with-parent", is_flag=True, hidden=True, help="End when the process that started this one does.")
 @command
-async def web(out: Output, host: str | None, port: int | None) -> int:
+async def web(out: Output, host: str | None, port: int | None, with_parent: bool) -> int:
     """The web process: pages, JSON and /v1. It holds no model."""
     import importlib
 
     import uvicorn
 
     from appliance.app import Appliance
-    from appliance.supervisor import check_port
+    from appliance.supervisor import check_port, end_with_parent
 
     settings = _with(out.settings, host, port)
     check_port(settings.host, settings.port)
     appliance = Appliance.open(settings)
+    if with_parent:
+        end_with_parent()
+    else:  # started by itself, as on an installed box: nobody else has made these ready
+        await asyncio.to_thread(appliance.ensure_starter)
+        _say_code(out, await asyncio.to_thread(appliance.accounts.ensure_setup_code))
     # By name: the two doors never import each other.
     application = importlib.import_module("appliance.web.server").create_app(appliance)
     config = uvicorn.Config(
@@ -77,8 +84,9 @@ async def web(out: Output, host: str | None, port: int | None) -> int:
 
 
 @click.command()
+@click.option("--with-parent", is_flag=True, hidden=True, help="End when the process that started this one does.")
 @command
-async def engine(out: Output) -> int:
+async def engine(out: Output, with_parent: bool) -> int:
     """The engine process: language model and embedder on a Unix socket, no network."""
     import uvicorn
 
@@ -87,6 +95,7 @@ async def engine(out: Output) -> int:
     from appliance.engine.handler import Handler
     from appliance.engine.scheduler import LlamaHandler
     from appliance.engine.service import ModelFiles, create_engine
+    from appliance.supervisor import end_with_parent
 
     settings = out.settings
     socket = settings.engine_socket
@@ -99,6 +108,8 @@ async def engine(out: Output) -> int:
             queue=settings.queue, model_id=files.id,
         )  # fmt: skip
 
+    if with_parent:
+        end_with_parent()
     appliance = Appliance.open(settings)
     with _only_one(settings, "engine"):
         socket.unlink(missing_ok=True)  # left by a killed engine: the lock says that none is alive
@@ -112,6 +123,23 @@ async def engine(out: Output) -> int:
         socket.unlink(missing_ok=True)
     await appliance.close()
     return 0
+
+
+def _say_code(out: Output, code: str | None) -> None:
+    if code:
+        out.say(f"One-time code to make the first administrator: {code}")
+
+
+def _addresses(settings: Settings) -> list[str]:
+    """What to type into a browser: this machine's own names for the address it listens on."""
+    hosts = [settings.host]
+    if settings.host in ("127.0.0.1", "0.0.0.0", "::1", "::"):
+        hosts = ["localhost"]
+    if settings.host in ("0.0.0.0", "::"):
+        with socketlib.socket(socketlib.AF_INET, socketlib.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which address the LAN would see
+            hosts.append(str(probe.getsockname()[0]))
+    return [f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/" for host in hosts]
 
 
 def _with(settings: Settings, host: str | None, port: int | None) -> Settings:

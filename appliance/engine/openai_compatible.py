@@ -59,6 +59,10 @@ class OpenAICompatible:
                         yield chunk
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
+        except UnicodeEncodeError:
+            raise _not_text() from None
+        except ValueError as error:
+            raise ModelUnavailable("The model server sent something that is not JSON.", "Try again in a moment.") from error
         if last is None:
             raise ModelUnavailable("The model stopped in the middle of its answer.", "It restarts by itself; ask again.")
         yield last
@@ -98,11 +102,15 @@ class OpenAICompatible:
             raise Unsupported("That server cannot do this.", "Use a local model.")
         try:
             response = await self._http().post(path, json=body)
+            if response.status_code != 200:
+                raise _fault(response.status_code, response.content)
+            answer: dict[str, Any] = response.json()
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
-        if response.status_code != 200:
-            raise _fault(response.status_code, response.content)
-        answer: dict[str, Any] = response.json()
+        except UnicodeEncodeError:
+            raise _not_text() from None
+        except ValueError as error:
+            raise ModelUnavailable("The model server sent something that is not JSON.", "Try again in a moment.") from error
         return answer
 
     def _http(self) -> httpx.AsyncClient:
@@ -160,6 +168,10 @@ def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
+def _not_text() -> ApplianceError:
+    return errors.BadInput("The text has characters that are not valid Unicode.", "Type it again instead of pasting it.")
+
+
 def _unreachable(error: Exception) -> ModelUnavailable:
     if isinstance(error, httpx.TimeoutException):
         return ModelUnavailable("The model server took too long to answer.", "Try again when fewer people are asking.")
@@ -175,4 +187,7 @@ def _fault(status: int, content: bytes) -> ApplianceError:
 
 def _error(raw: dict[str, Any], status: int) -> ApplianceError:
     kind = _BY_CODE.get(str(raw.get("code")), errors.BadInput if 400 <= status < 500 else ModelUnavailable)
-    return kind(str(raw.get("message", "")), str(raw.get("hint") or ""))
+    fault = kind(str(raw.get("message", "")), str(raw.get("hint") or ""))
+    if isinstance(fault, errors.Busy) and isinstance(raw.get("retry_after"), (int, float)):
+        fault.retry_after = float(raw["retry_after"])
+    return fault

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.engine.handler import Chunk, Handler, Health, Message, Request
-from appliance.errors import ModelUnavailable
+from appliance.errors import ApplianceError, ModelUnavailable
 
 QUOTES = "quotes"
 
@@ -124,8 +124,8 @@ class Pool:
     def _current(self) -> Active | None:
         try:
             return self._active()
-        except ModelUnavailable:
-            return None  # the registry cannot tell what serves: quotes do, and `doctor` says why
+        except (ApplianceError, OSError):
+            return None  # the registry cannot tell what serves, or it is damaged: quotes do
 
 
 async def _closing(stream: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:

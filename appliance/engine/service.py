@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from appliance.engine.embedder import Embedder
 from appliance.engine.handler import Chunk, Handler, Message, Request
-from appliance.errors import ApplianceError, ModelUnavailable
+from appliance.errors import ApplianceError, Busy, ModelUnavailable
 
 # Beside the model that serves, this many may stay loaded: enough for a promotion under load, and for going back.
 SPARE = 1
@@ -44,25 +44,31 @@ MakeHandler = Callable[[ModelFiles], Handler]
 
 
 class Loaded:
-    """The handlers in memory, by model id. One load at a time; a handler in use is never closed."""
+    """The handlers in memory, by model id. A handler in use is never closed; one whose loop died is loaded again."""
 
     def __init__(self, resolve: Resolve, make: MakeHandler) -> None:
         self._resolve = resolve
         self._make = make
         self._handlers: dict[str, Handler] = {}
         self._users: dict[str, int] = {}
-        self._lock = asyncio.Lock()
+        self._loading: dict[str, asyncio.Lock] = {}
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[tuple[str, Handler]]:
         """The handler for an id or alias, loaded if need be. Raises NotFound or ModelUnavailable."""
-        async with self._lock:
-            files = await asyncio.to_thread(self._resolve, name)
-            if files.id not in self._handlers:
+        files = await asyncio.to_thread(self._resolve, name)
+        # A lock for each model: who asks the one in memory does not wait while another is loaded.
+        async with self._loading.setdefault(files.id, asyncio.Lock()):
+            handler = self._handlers.get(files.id)
+            if handler is not None and not (await handler.health()).ok:
+                del self._handlers[files.id]  # its loop died: make a new one
+                await handler.close()
+                handler = None
+            if handler is None:
                 handler = self._make(files)
                 await handler.start()
-                self._handlers[files.id] = handler
-            self._handlers[files.id] = handler = self._handlers.pop(files.id)  # newest last
+            self._handlers.pop(files.id, None)
+            self._handlers[files.id] = handler  # newest last
             self._users[files.id] = self._users.get(files.id, 0) + 1
         try:
             yield files.id, handler
@@ -72,8 +78,9 @@ class Loaded:
 
     async def _unload_spares(self) -> None:
         idle = [id for id in self._handlers if not self._users.get(id)]
-        for id in idle[: max(0, len(self._handlers) - SPARE - 1)]:
-            await self._handlers.pop(id).close()
+        doomed = [self._handlers.pop(id) for id in idle[: max(0, len(self._handlers) - SPARE - 1)]]
+        for handler in doomed:
+            await handler.close()
 
     async def facts(self) -> dict[str, Any]:
         return {id: (await handler.health()).facts for id, handler in list(self._handlers.items())}
@@ -164,7 +171,10 @@ async def _warm(app: FastAPI) -> None:
 
 
 def _body(error: ApplianceError) -> dict[str, Any]:
-    return {"error": {"message": error.message, "hint": error.hint, "code": error.code, "type": error.code}}
+    body: dict[str, Any] = {"message": error.message, "hint": error.hint, "code": error.code, "type": error.code}
+    if isinstance(error, Busy):
+        body |= {"retry_after": error.retry_after}
+    return {"error": body}
 
 
 async def _refuse(_request: object, error: Exception) -> Response:

@@ -20,7 +20,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from appliance.db import Database
-from appliance.errors import ApplianceError, Busy, Conflict, ModelUnavailable, NotFound
+from appliance.errors import ApplianceError, Busy, ModelUnavailable, NotFound, UnderWay
 from appliance.knowledge import intake, measure
 from appliance.knowledge.chunks import embedding_text
 from appliance.knowledge.index import DIMENSIONS, Generation, Index, Vector, locked
@@ -154,7 +154,7 @@ class Library:
             try:
                 stack.enter_context(locked(self._settings.run / "documents.lock"))
             except Busy:
-                raise Conflict(
+                raise UnderWay(
                     "Documents are being added or removed by another run.", "Wait until it has finished, then run this again."
                 ) from None
             until = time.monotonic() + WAIT_FOR_INDEX

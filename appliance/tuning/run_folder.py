@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import Conflict, StorageFull, from_os_error
+from appliance.errors import StorageFull, UnderWay, from_os_error
 
 MEGABYTE = 1_000_000
 
@@ -107,7 +107,7 @@ def only_run(lock: Path) -> Iterator[None]:
         except OSError:
             handle.seek(0)
             owner = handle.read().strip()
-            raise Conflict(
+            raise UnderWay(
                 f"A tuning run is already under way{f' (process {owner})' if owner else ''}.",
                 "Wait until it has finished, or cancel it, then run the same command again.",
             ) from None

@@ -89,24 +89,29 @@ def resident_mb(pid: int) -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 
 
-def first_token(port: int, key: str, question: str) -> float:
-    """Seconds from the question, sent to /v1 as a program would, to the first words of the answer."""
+def first_token(port: int, key: str, question: str) -> tuple[float, float]:
+    """Seconds from the question, sent to /v1 as a program would, to the first words and to the model's own first word.
+
+    While a starter serves, quotes come first and its own words stand below their heading.
+    """
     body = json.dumps(
         {"model": "default", "stream": True, "messages": [{"role": "user", "content": question}], "max_tokens": 32}
     )
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body.encode(), headers)
     started = time.perf_counter()
-    found = None
+    text, first, own = "", 0.0, 0.0
     with urllib.request.urlopen(request, timeout=60) as answer:
         for line in answer:
-            if line.startswith(b"data: {") and found is None:
+            if line.startswith(b"data: {"):
                 choices = json.loads(line[6:]).get("choices") or [{}]
-                if (choices[0].get("delta") or {}).get("content"):
-                    found = time.perf_counter() - started
-    if found is None:
+                text += (choices[0].get("delta") or {}).get("content") or ""
+                now = time.perf_counter() - started
+                first = first or (now if text.strip() else 0.0)
+                own = own or (now if text.partition("do not rely on them)**")[2].strip() else 0.0)
+    if not first or not own:
         raise SystemExit(f"no words came for {question!r}")
-    return found
+    return first, own
 
 
 def demo_rows(work: Path) -> Iterator[Row]:
@@ -132,8 +137,12 @@ def serving_rows(work: Path, port: int) -> Iterator[Row]:
     with serving(work / "home", port) as processes:
         time.sleep(8)  # the embedder warms up in the background
         times = [first_token(port, key, question) for question in QUESTIONS * 3]
-        detail = f"median of {len(times)}, slowest {max(times):.2f} s, search included"
-        yield "first token", f"{statistics.median(times):.2f} s", "at most 1 s", detail
+        for what, taken in (
+            ("first words (the quote)", [a for a, _ in times]),
+            ("first token of the model", [b for _, b in times]),
+        ):
+            detail = f"median of {len(times)}, slowest {max(taken):.2f} s, search included"
+            yield what, f"{statistics.median(taken):.2f} s", "at most 1 s", detail
         maps = Path(f"/proc/{processes['web']}/maps").read_text()
         heavy = [name for name in ("libtorch", "libllama") if name in maps]
         yield (

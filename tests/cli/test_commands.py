@@ -86,6 +86,29 @@ def test_files_that_cannot_be_read_are_each_named_and_the_others_added(tmp_path:
     assert [json.loads(line)["covered"] for line in lines] == [True, False]
 
 
+@pytest.mark.parametrize("line", [b'{"question": "\xff"}', b"[" * 100_000, b'{"question": "\\ud800"}', b"{}"])
+def test_questions_that_are_no_questions_name_the_line(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_bytes(b'{"question": "fine"}\n' + line)
+    done = run(tmp_path / "home", "docs", "search", "--from", str(file))
+    assert done.returncode == 1 and "line 2" in done.stderr and "Try: " in done.stderr
+
+
+def test_a_second_run_says_busy_with_its_own_code(tmp_path: Path) -> None:
+    import fcntl
+
+    examples = tmp_path / "e.jsonl"
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    examples.write_text(json.dumps(row))
+    home = tmp_path / "home"
+    (home / "run").mkdir(parents=True)
+    with open(home / "run" / "tune.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = run(home, "tune", "huggingface", "--examples", str(examples))
+    assert done.returncode == 75, done.stderr
+    assert "Error: " in done.stderr and "Try: " in done.stderr
+
+
 def test_a_home_whose_path_is_too_long_for_a_socket(tmp_path: Path) -> None:
     done = run(tmp_path / ("x" * 90), "engine")
     assert done.returncode == 1 and "too long" in done.stderr

@@ -9,7 +9,7 @@ import pytest
 from appliance.engine.fake import Fake
 from appliance.engine.handler import Chunk, Health, Message, Request
 from appliance.engine.pool import Active, Pool
-from appliance.errors import ModelUnavailable
+from appliance.errors import BadInput, ModelUnavailable, NotFound
 
 ACTIVE = Active("tuned", "Tuned", starter=True, context=1024)
 
@@ -80,8 +80,11 @@ async def test_an_engine_that_dies_in_mid_answer_is_an_error_not_a_mixture() -> 
         await handlers(pool(Engine(dies=True)))
 
 
-async def test_an_unreadable_registry_means_quotes() -> None:
+@pytest.mark.parametrize(
+    "fault", [ModelUnavailable("active.json is damaged"), BadInput("manifest"), NotFound("gone"), OSError()]
+)
+async def test_an_unreadable_registry_means_quotes(fault: Exception) -> None:
     def damaged() -> Active | None:
-        raise ModelUnavailable("active.json is damaged", "promote again")
+        raise fault
 
     assert await handlers(Pool(Engine(), Quoting(), damaged)) == {"quotes"}

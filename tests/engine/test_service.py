@@ -60,6 +60,31 @@ async def test_models_change_under_load_without_a_failed_request(starter_gguf: P
         assert len((await engine.health()).facts["models"]) <= 2, "what no longer serves is unloaded"
 
 
+async def test_a_model_whose_loop_died_is_loaded_again(starter_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from appliance.engine.llama import Llama
+
+    async with engine_on_a_socket(starter_gguf) as engine:
+        assert await engine.load("starter") == "starter"
+        with monkeypatch.context() as broken:
+
+            def fail(*_: object) -> bool:
+                raise ModelUnavailable("llama.cpp failed while computing (code -3).", "")
+
+            broken.setattr(Llama, "decode", fail)
+            with pytest.raises(ModelUnavailable, match="code -3"):
+                [chunk async for chunk in engine.generate(Request(QUESTION, max_tokens=4))]
+        assert [chunk async for chunk in engine.generate(Request(QUESTION, max_tokens=4))][-1].finish
+
+
+async def test_busy_says_when_to_come_back_across_the_socket(starter_gguf: Path) -> None:
+    from appliance.errors import Busy
+
+    async with engine_on_a_socket(starter_gguf) as engine:
+        with pytest.raises(Busy) as caught:
+            [chunk async for chunk in engine.generate(Request(QUESTION, max_tokens=900, ignore_eos=True, deadline=0.01))]
+        assert caught.value.retry_after == 5
+
+
 async def test_scores_and_counts_cross_the_socket_unchanged(starter_gguf: Path) -> None:
     from appliance.engine.scheduler import LlamaHandler
 
