@@ -12,12 +12,6 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "models" / "starter"
 
 
-@pytest.fixture(scope="module")
-def facts() -> dict[str, object]:
-    found: dict[str, object] = json.loads((FOLDER / "card.json").read_text("utf-8"))
-    return found
-
-
 def test_the_weights_are_those_of_the_card_and_small() -> None:
     card = json.loads((FOLDER / "card.json").read_text("utf-8"))
     weights = FOLDER / "model.safetensors"
@@ -32,10 +26,10 @@ def test_it_beats_an_n_gram_model_clearly_on_the_same_held_out_text() -> None:
 
 def test_the_card_says_what_it_is_what_it_learned_from_and_shows_twenty_samples() -> None:
     card = (FOLDER / "README.md").read_text("utf-8")
-    assert "not for pupils" in card and re.search(r"^license:", card, re.M)
+    assert "for pupils" in " ".join(card.split()) and re.search(r"^license:", card, re.M)
     for never in ("oatutor", "feedback"):
         assert never in card.lower(), "what it never saw is named"
-    assert len(re.findall(r"^### ", card, re.M)) >= 20 or len(re.findall(r"^\*\*\d+", card, re.M)) >= 20
+    assert len(re.findall(r"^### ", card, re.M)) >= 20
 
 
 def test_its_chat_template_marks_the_tutors_words() -> None:
