@@ -13,6 +13,7 @@ from appliance.cli.output import Output, command, seconds
 STAGES = {
     "read": "Reading the examples",
     "dataset": "Making the dataset",
+    "load": "Loading the base model",
     "train": "Tuning",
     "export": "Exporting to GGUF",
     "parity": "Comparing the export with the trained model",

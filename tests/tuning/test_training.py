@@ -140,6 +140,39 @@ def test_a_checkpoint_counts_only_while_its_manifest_verifies(tmp_path: Path) ->
     assert checkpoints.newest(tmp_path / "absent") is None
 
 
+class Planted:
+    """A pickle that leaves a mark where it is opened."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_planted_pickle_is_never_run(tiny: Path, talks: list[trainer.Talk], tmp_path: Path, name: str) -> None:
+    """Even by somebody who could write the manifest as well: only weights are read from these files."""
+    import hashlib
+    import pickle
+
+    made(tiny, talks, tmp_path / "run").train()
+    _, newest = checkpoints._numbered(tmp_path / "run" / "checkpoints")[0]  # not the last step: there is work to resume
+    assert not list(newest.rglob("training_args.bin"))
+    mark = tmp_path / "run-by-a-pickle"
+    (newest / name).write_bytes(pickle.dumps(Planted(mark)))
+    assert not checkpoints.complete(newest), "the manifest tells"
+    manifest = json.loads((newest / checkpoints.MANIFEST).read_text("utf-8"))
+    manifest[name] = hashlib.sha256((newest / name).read_bytes()).hexdigest()
+    (newest / checkpoints.MANIFEST).write_text(json.dumps(manifest))
+    assert checkpoints.complete(newest)
+    resumed = made(tiny, talks, tmp_path / "run")
+    with pytest.raises(Exception, match=r"(?i)weights.only|pickle|unpickl"):
+        resumed.train(resume_from_checkpoint=str(newest))
+    assert not mark.exists()
+
+
 def poison(base: Path, folder: Path, value: float, name: str = "model.layers.1.mlp.down_proj.weight") -> Path:
     from safetensors.torch import load_file, save_file
 
