@@ -28,6 +28,7 @@ from appliance.errors import ModelUnavailable, from_os_error
 from appliance.knowledge.library import Library
 from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
+from appliance.supervisor import end
 
 if TYPE_CHECKING:
     from appliance.engine.handler import Source
@@ -107,7 +108,7 @@ class Appliance:
                     fcntl.flock(users, fcntl.LOCK_UN)
                     # Another command may have borrowed our engine: it is given the time it needs.
                     await asyncio.to_thread(fcntl.flock, users, fcntl.LOCK_EX)
-                    await _end(child)
+                    await end(child)
 
     async def _start_engine(self, say: Callable[[str], None]) -> asyncio.subprocess.Process | None:
         """Wait for an engine that is coming up, or start one; None where it is not ours."""
@@ -128,7 +129,7 @@ class Appliance:
                     child = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output)
             await asyncio.sleep(0.1)
         if child is not None:
-            await _end(child)
+            await end(child)
         raise ModelUnavailable("The engine did not start.", f"Its last words are in {log}.")
 
     # --- models ---------------------------------------------------------------------------------------------------------
@@ -164,17 +165,6 @@ def _held(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
-
-
-async def _end(child: asyncio.subprocess.Process) -> None:
-    if child.returncode is not None:
-        return
-    child.terminate()
-    try:
-        await asyncio.wait_for(child.wait(), 10)
-    except TimeoutError:
-        child.kill()
-        await child.wait()
 
 
 def context_of(manifest: Manifest, settings: Settings) -> int:

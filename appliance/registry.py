@@ -7,7 +7,6 @@ manifest, or differs from it by one byte, is never handed to a parser. It neithe
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from appliance.errors import ApplianceError, BadInput, Conflict, ModelUnavailable, NotFound, from_os_error
+from appliance.files import sha256_of, sync, write_atomically
 
 Kind = Literal["base", "adapter"]
 ALIASES = ("champion", "previous")
@@ -200,7 +200,7 @@ class Registry:
                 )
             shutil.rmtree(target)  # an unfinished copy: it never had a manifest
         for name in manifest.files:
-            _sync(folder / name)
+            sync(folder / name)
         record = asdict(manifest)
         record.pop("aliases")
         write_atomically(folder / "manifest.json", json.dumps(record, indent=1, ensure_ascii=False))
@@ -211,10 +211,10 @@ class Registry:
             shutil.rmtree(aside, ignore_errors=True)
             shutil.copytree(folder, aside)
             for name in (*manifest.files, "manifest.json"):
-                _sync(aside / name)
+                sync(aside / name)
             os.rename(aside, target)
             shutil.rmtree(folder)
-        _sync(self.root)
+        sync(self.root)
         return manifest
 
     def promote(self, name: str) -> Manifest:
@@ -265,25 +265,6 @@ class Registry:
             yield
 
 
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader, or a power cut, sees the old one or the new one and nothing between."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(aside, "w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(aside, path)
-        _sync(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _files(folder: Path) -> list[str]:
     names = []
     for path in sorted(folder.rglob("*")):
@@ -292,11 +273,3 @@ def _files(folder: Path) -> list[str]:
         if path.is_file() and path != folder / "manifest.json":
             names.append(path.relative_to(folder).as_posix())
     return names
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -51,19 +51,25 @@ async def _keep(name: str, command: Sequence[str], say: Callable[[str], None]) -
         try:
             code = await child.wait()
         finally:
-            if child.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    child.terminate()
-                try:
-                    await asyncio.wait_for(child.wait(), 10)
-                except TimeoutError:
-                    child.kill()
-                    await child.wait()
+            await end(child)
         if time.monotonic() - began > HEALTHY_SECONDS:
             delay = 0.5
         say(f"The {name} process ended ({_why(code)}); starting it again in {delay:g} s.")
         await asyncio.sleep(delay)
         delay = min(delay * 2, LONGEST_DELAY)
+
+
+async def end(child: asyncio.subprocess.Process) -> None:
+    """Ask a child to stop, and stop it where it does not within ten seconds. Does nothing to one that has ended."""
+    if child.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        child.terminate()
+    try:
+        await asyncio.wait_for(child.wait(), 10)
+    except TimeoutError:
+        child.kill()
+        await child.wait()
 
 
 def end_with_parent() -> None:

@@ -1,7 +1,7 @@
 """Imports point one way: from a lower row to a higher one, leftwards along `<`, or within a folder.
 
 doors: web, cli (never each other); wiring: app; work: chat < practice, tuning < plugins, ...; nouns do not import each other;
-ground: errors < settings < tables < db < audit < redact < network.
+ground: errors < files < settings < tables < db < audit < redact < network.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "appliance"
 
-GROUND = ["errors", "settings", "tables", "db", "audit", "redact", "network"]
+GROUND = ["errors", "files", "settings", "tables", "db", "audit", "redact", "network"]
 NOUNS = ["accounts", "safety", "prompts", "engine", "knowledge", "registry", "jobs"]
 WORK = ["conversations", "citations", "running", "chat", "practice", "tuning", "plugins", "safeguarding", "backup", "doctor"]
 WIRING = ["supervisor", "app"]
@@ -27,6 +27,7 @@ WITHIN = {
     ("running", "conversations"),
     ("practice", "chat"),
     ("plugins", "tuning"),
+    ("app", "supervisor"),
 }
 # Value types of the one interface that everything shares: `engine.handler` may be read by any noun.
 SHARED = {"appliance.engine.handler"}

@@ -28,6 +28,7 @@ import sqlalchemy as sa
 
 from appliance.db import Database
 from appliance.errors import Busy, from_os_error
+from appliance.files import sync
 from appliance.tables import documents, passages
 
 DIMENSIONS = 384
@@ -257,18 +258,18 @@ class Index:
                 "lexical.sqlite3": _digest((build / "lexical.sqlite3").read_bytes()),
             }
             _save(build / "meta.json", json.dumps(meta).encode())
-            _sync(build / "lexical.sqlite3")
-            _sync(build)
+            sync(build / "lexical.sqlite3")
+            sync(build)
             numbers = [int(path.name[4:]) for path in self.folder.glob("gen-*") if path.name[4:].isdigit()]
             final = self.folder / f"gen-{max(numbers, default=0) + 1}"
             build.rename(final)
         except BaseException:
             shutil.rmtree(build, ignore_errors=True)
             raise
-        _sync(self.folder)
+        sync(self.folder)
         _save(self.folder / ".current", final.name.encode())
         os.replace(self.folder / ".current", self.folder / "current")
-        _sync(self.folder)
+        sync(self.folder)
         return final
 
     def _sweep(self) -> None:
@@ -374,11 +375,3 @@ def _save(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 
 from appliance.db import Database
 from appliance.errors import ApplianceError, BadInput, NotFound, StorageFull, TooLarge, from_os_error
+from appliance.files import sync
 from appliance.knowledge.chunks import Piece, cut
 from appliance.knowledge.extract import clean_name, extract
 from appliance.knowledge.index import Vector
@@ -186,7 +187,7 @@ class Intake:
         final = stored(self._settings, document)
         try:
             os.replace(taken.incoming, final)
-            _sync_folder(final.parent)
+            sync(final.parent)
         except OSError as error:
             raise _named(from_os_error(error, f"storing {taken.name}"), taken.name) from error
         try:
@@ -249,11 +250,3 @@ def _named(error: ApplianceError, name: str) -> ApplianceError:
     if name in error.message:
         return error
     return type(error)(f"{name} was not added. {error.message}", error.hint)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

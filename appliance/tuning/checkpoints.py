@@ -7,12 +7,12 @@ renamed; what is resumed from is the newest whose manifest verifies. Knows files
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from pathlib import Path
 
-from appliance.tuning.run_folder import read_json, sync_folder, sync_tree, write_json
+from appliance.files import sha256_of, sync, sync_tree
+from appliance.tuning.run_folder import read_json, write_json
 
 MANIFEST = "manifest.json"
 KEPT = 2  # the newest and the one before
@@ -31,11 +31,11 @@ def publish(draft: Path, target: Path) -> None:
     """Seal `draft` with a manifest and rename it to `target`, replacing a damaged one. Raises OSError."""
     sync_tree(draft)
     files = sorted(path for path in draft.rglob("*") if path.is_file())
-    write_json(draft / MANIFEST, {path.relative_to(draft).as_posix(): _digest(path) for path in files})
+    write_json(draft / MANIFEST, {path.relative_to(draft).as_posix(): sha256_of(path) for path in files})
     if target.exists():
         shutil.rmtree(target)
     draft.rename(target)
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
 def complete(folder: Path) -> bool:
@@ -44,7 +44,7 @@ def complete(folder: Path) -> bool:
     if not isinstance(manifest, dict) or not manifest:
         return False
     try:
-        return all(_digest(folder / name) == digest for name, digest in manifest.items())
+        return all(sha256_of(folder / name) == digest for name, digest in manifest.items())
     except OSError:
         return False
 
@@ -65,8 +65,3 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
         return []
     found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.iterdir()]
     return sorted((int(match.group(1)), path) for match, path in found if match)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

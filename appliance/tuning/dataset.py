@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import BadInput
+from appliance.files import write_atomically
 from appliance.tuning.examples import Example, Fault, check, read_examples
-from appliance.tuning.run_folder import write_atomically, write_json
+from appliance.tuning.run_folder import write_json
 
 __all__ = ["Dataset", "Example", "Fault", "build", "check", "load", "part_key", "read_examples"]
 

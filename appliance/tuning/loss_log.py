@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from appliance.tuning.run_folder import write_atomically
+from appliance.files import write_atomically
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 320, 60, 40, 20, 15
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.engine.handler import Message
 from appliance.errors import BadInput, Conflict, NotFound, from_os_error
+from appliance.files import sync_tree
 from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
 from appliance.tuning import dataset
@@ -28,7 +29,7 @@ from appliance.tuning.gguf import export_adapter
 from appliance.tuning.huggingface import HuggingFaceTuner, OnProgress, Trained, silent
 from appliance.tuning.parity import CHOSEN, CONVERSATIONS, parity
 from appliance.tuning.recipe import Recipe
-from appliance.tuning.run_folder import RunFolder, need_space, only_run, read_json, sync_tree, write_json
+from appliance.tuning.run_folder import RunFolder, need_space, only_run, read_json, write_json
 
 if TYPE_CHECKING:
     from appliance.engine.scheduler import LlamaHandler

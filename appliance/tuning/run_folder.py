@@ -1,6 +1,6 @@
 """The folder of one tuning run: written so that a power cut at any moment leaves either the old or the new, never half.
 
-Hides temporary names, fsync and renames, the marker that says a step is finished, the lock that keeps a second run out, and
+Hides the marker that says a step is finished, the lock that keeps a second run out, and
 the check for free space. Knows nothing of what the steps do.
 """
 
@@ -16,24 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import StorageFull, UnderWay, from_os_error
+from appliance.files import write_atomically
 
 MEGABYTE = 1_000_000
-
-
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Put `data` at `path` whole or not at all. Raises StorageFull and its kin."""
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as handle:
-            handle.write(data.encode() if isinstance(data, str) else data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        draft.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise from_os_error(error, f"writing {path.name}") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,26 +31,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_tree(folder: Path) -> None:
-    """Make every file below `folder` survive a power cut."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
-        elif path.is_dir():
-            sync_folder(path)
-    sync_folder(folder)
 
 
 class RunFolder:

@@ -1,0 +1,46 @@
+"""The units: what each process may never do, checked by systemd itself where it is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+
+from appliance.cli import group
+
+UNITS = Path(__file__).resolve().parents[1] / "systemd"
+# systemd's exposure level, 0 (nothing allowed) to 10: the web process has a LAN port, the engine has no network at all.
+LIMITS = {"appliance-web": 1.5, "appliance-engine": 0.8}
+
+
+def test_every_unit_has_a_limit() -> None:
+    assert {path.stem for path in UNITS.glob("*.service")} == set(LIMITS)
+
+
+@pytest.mark.parametrize("name", sorted(LIMITS))
+def test_exposure_stays_below_the_limit(name: str) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    words = ["systemd-analyze", "security", "--offline=yes", f"--threshold={LIMITS[name] * 10:.0f}", UNITS / f"{name}.service"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", sorted(LIMITS))
+def test_the_unit_starts_a_command_that_exists_and_can_enter_its_own_folders(name: str) -> None:
+    text = (UNITS / f"{name}.service").read_text("utf-8")
+    words = shlex.split(re.search(r"^ExecStart=(.+)$", text, re.M)[1])  # type: ignore[index]
+    assert words[0].endswith("/appliance") and words[1:3] == ["--home", "/var/lib/appliance"]
+    assert group.get_command(click.Context(group), words[3]) is not None
+    assert "UMask=0077" in text and "NoNewPrivileges=yes" in text and "ProtectSystem=strict" in text
+
+
+def test_the_engine_has_no_network_and_the_web_process_only_the_lan() -> None:
+    engine, web = ((UNITS / f"appliance-{name}.service").read_text("utf-8") for name in ("engine", "web"))
+    assert "PrivateNetwork=yes" in engine and "RestrictAddressFamilies=AF_UNIX\n" in engine
+    assert "IPAddressDeny=any" in web and "MemoryDenyWriteExecute=yes" in web
