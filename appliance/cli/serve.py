@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import signal
 import socket as socketlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -78,7 +80,7 @@ async def web(out: Output, host: str | None, port: int | None, with_parent: bool
         application, host=settings.host, port=settings.port, access_log=False, server_header=False, log_level="warning",
         timeout_graceful_shutdown=5, timeout_keep_alive=15, h11_max_incomplete_event_size=64 * 1024, loop="asyncio",
     )  # fmt: skip
-    await uvicorn.Server(config).serve()
+    await _until_told_to_stop(uvicorn.Server(config))
     await appliance.close()
     return 0
 
@@ -119,10 +121,17 @@ async def engine(out: Output, with_parent: bool) -> int:
                 application, fd=listener.fileno(), access_log=False, log_level="warning", timeout_graceful_shutdown=5,
                 loop="asyncio",
             )  # fmt: skip
-            await uvicorn.Server(config).serve()
+            await _until_told_to_stop(uvicorn.Server(config))
         socket.unlink(missing_ok=True)
     await appliance.close()
     return 0
+
+
+async def _until_told_to_stop(server: Any) -> None:
+    """Serve until SIGTERM or SIGINT, and come back: uvicorn raises the signal again afterwards, and that would end us."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    await server.serve()
 
 
 def _say_code(out: Output, code: str | None) -> None:
