@@ -173,13 +173,10 @@ def search_row(work: Path) -> Row:
             )
             runs.append(time.perf_counter() - started)
         taken.append(statistics.median(runs))
-    each = (taken[1] - taken[0]) / (len(lines) - 1) * 1000
-    return (
-        "docs search --from",
-        f"{each:.0f} ms a question",
-        "under 60 ms",
-        f"{len(lines)} questions, whole command {taken[1]:.1f} s",
-    )
+    count = 10 * len(lines)
+    more = (taken[1] - taken[0]) / (count - len(lines)) * 1000
+    how = f"{count} questions, whole command {taken[1]:.1f} s; each question more costs {more:.1f} ms"
+    return "docs search --from", f"{taken[1] / count * 1000:.0f} ms a question", "under 60 ms", how
 
 
 def ingest_row(work: Path) -> Row:
@@ -187,7 +184,7 @@ def ingest_row(work: Path) -> Row:
     if not books:
         return "PDF pages ingested", "not measured", "300 in 180 s", "../shared/data is not here"
     started = time.perf_counter()
-    result = appliance(work / "books", "docs", "add", *map(str, books))
+    result = appliance(work / "home", "docs", "add", "--collection", "books", *map(str, books))
     seconds = time.perf_counter() - started
     pages = sum(file["pages"] or 0 for file in result["files"])
     return (
@@ -214,7 +211,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         work = Path(folder)
-        rows = [*demo_rows(work), *serving_rows(work, options.port), ingest_row(work)]
+        rows = [*demo_rows(work), ingest_row(work), *serving_rows(work, options.port)]
     lines = ["| what | measured | to reach | how |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     text = f"# scripts/bench main\n\n{date.today().isoformat()}, {machine()}\n\n" + "\n".join(lines) + "\n"
     (Path(__file__).with_suffix(".md")).write_text(text)
