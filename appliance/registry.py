@@ -70,7 +70,7 @@ class Registry:
     def list(self) -> list[Manifest]:
         """Every model, oldest first. A folder without a readable manifest is an unfinished copy and is not listed."""
         found = []
-        for path in sorted(self.root.glob("*/manifest.json")):
+        for path in sorted(self.root.glob("[!.]*/manifest.json")):
             try:
                 found.append(self.get(path.parent.name))
             except ApplianceError:

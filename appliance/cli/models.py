@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import click
 
@@ -13,7 +14,7 @@ from appliance.registry import Manifest, Registry
 
 @click.group()
 def models() -> None:
-    """List, verify, promote, roll back and remove models."""
+    """List, import, export, verify, promote, roll back and remove models."""
 
 
 def _record(manifest: Manifest) -> dict[str, Any]:
@@ -71,6 +72,38 @@ async def show(out: Output, name: str) -> int:
     if manifest.starter:
         out.say("This is the small starter or was tuned from it: for trying the box, not for pupils.")
     out.result(manifest)
+    return 0
+
+
+@models.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--licence", help="Licence of the model, where its files name none.")
+@click.option("--name", help="Its id on this box; left out, one is made from its own name.")
+@command
+async def import_models(out: Output, path: Path, licence: str | None, name: str | None) -> int:
+    """Take in PATH: a GGUF file, or a Hugging Face folder with safetensors. Nothing in it is run."""
+    from appliance.tuning.importing import import_model
+
+    out.note(f"Checking and copying {path.name}.")
+    registry = Registry(out.settings.models)
+    manifest = import_model(registry, path, licence=licence, id=name, starter=out.settings.starter)
+    out.say(f"{manifest.id} is here. Serve it with `appliance models promote {manifest.id}`.")
+    out.result({"id": manifest.id, "kind": manifest.kind, "sha256": manifest.files["model.gguf"].sha256})
+    return 0
+
+
+@models.command()
+@click.argument("name", metavar="ID")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["gguf", "adapter"]), help="Left out: what the model is.")
+@command
+async def export(out: Output, name: str, path: Path, form: Literal["gguf", "adapter"] | None) -> int:
+    """Copy a model's verified file to PATH, a new file or a folder."""
+    from appliance.tuning.importing import export_model
+
+    target, digest = export_model(Registry(out.settings.models), name, path, form)
+    out.say(f"Written to {target} (sha256 {digest}).")
+    out.result({"id": name, "file": target, "sha256": digest})
     return 0
 
 

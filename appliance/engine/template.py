@@ -44,13 +44,16 @@ class ChatTemplate:
     """Compiled once per model. Raises BadInput where the template cannot be read."""
 
     def __init__(self, source: str, **variables: str) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation])
+        # Not optimised: folding constants would run parts of a stranger's program while it is only being read.
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation], optimized=False
+        )
         environment.globals["raise_exception"] = _refuse
         self.source = source
         self._variables = variables
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
+        except Exception as error:  # noqa: BLE001 - a template is a stranger's program and can raise anything
             raise BadInput(f"The model's chat template cannot be read: {error}.", "Use another copy of the model.") from None
 
     def pieces(self, messages: Sequence[Message], *, answer: bool) -> list[Piece]:

@@ -122,15 +122,15 @@ def _heads(config: dict[str, Any], module: str) -> int:
 # --- the base -------------------------------------------------------------------------------------------------------------
 
 
-def export_base(hf_folder: Path, out: Path) -> None:
-    """Write a Llama model and its tokenizer as one F16 GGUF file, whole or not at all.
+def export_base(hf_folder: Path, out: Path, name: str = "model") -> None:
+    """Write a Llama model and its tokenizer as one F16 GGUF file, whole or not at all; the same inputs give the same bytes.
 
     Raises Unsupported naming the architecture or tokenizer, ModelUnavailable, StorageFull.
     """
     check_folder(hf_folder)
     config = _config(hf_folder)
     with _writer(out, "llama") as (writer, gguf):
-        writer.add_name(out.parent.name or "model")
+        writer.add_name(name)
         writer.add_context_length(config["max_position_embeddings"])
         writer.add_embedding_length(config["hidden_size"])
         writer.add_block_count(config["num_hidden_layers"])
@@ -314,7 +314,7 @@ def install_base(
         for pattern in KEPT:
             for path in hf_folder.glob(pattern):
                 shutil.copyfile(path, incoming / "hf" / path.name)
-        export_base(incoming / "hf", incoming / "model.gguf")
+        export_base(incoming / "hf", incoming / "model.gguf", name)
         return registry.add(
             incoming, id=name, kind="base", title=title or ("Starter" if starter else hf_folder.name),
             licence=licence or _licence(hf_folder, starter), context=int(config["max_position_embeddings"]), starter=starter,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.engine.handler import Message
-from appliance.errors import BadInput, Conflict, NotFound, from_os_error
+from appliance.errors import BadInput, Conflict, NotFound, Unsupported, from_os_error
 from appliance.files import sync_tree
 from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
@@ -146,7 +146,13 @@ def _base(registry: Registry, asked: str) -> Manifest:
         if champion is None and len(bases) != 1:
             raise NotFound(f"There are {len(bases)} base models and none serves.", "Name one with --base.")
         manifest = champion or bases[0]
-    return registry.verify(manifest.base or manifest.id)
+    origin = registry.verify(manifest.base or manifest.id)
+    if not any(name.startswith("hf/") for name in origin.files):
+        raise Unsupported(
+            f"The model {origin.id!r} was imported as GGUF alone: it can be served but not tuned.",
+            "Import its Hugging Face folder: `appliance models import FOLDER`.",
+        )
+    return origin
 
 
 def _open_run(
