@@ -27,7 +27,7 @@ COMMANDS = {
     "engine": ("serve", "The engine process alone."),
     "ask": ("ask", "Ask one question; the answer cites the school's documents."),
     "docs": ("docs", "Add, list, search, check and remove documents."),
-    "examples": ("examples", "Check tutoring examples before tuning on them."),
+    "examples": ("examples", "Check, convert and count tutoring examples."),
     "tune": ("tune", "Tune a model on tutoring examples, on this machine."),
     "models": ("models", "List, verify, promote, roll back and remove models."),
     "keys": ("keys", "Make and revoke keys for /v1."),

@@ -1,25 +1,43 @@
-"""`appliance examples`: tutoring examples, checked before anything is tuned on them."""
+"""`appliance examples`: tutoring examples, checked, converted and counted before anything is tuned on them.
+
+Hides what the counts look like as a table and as a picture. Reading, formats and faults are `appliance.tuning`'s.
+"""
 
 from __future__ import annotations
 
+import html
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.output import Output, command
 
+if TYPE_CHECKING:
+    from appliance.tuning.examples import Example
+
+FORMATS = ("openai", "dspy", "huggingface", "alpaca", "sharegpt")
+COUNTED = ("subject", "grade", "source", "licence")
+ROWS_SHOWN = 12  # of one table; the JSON document has all
+BAR = 30  # characters
+# Upper ends of the classes: each doubles, so that short drills and long talks both show; the last class is open.
+WORD_CLASSES = (24, 49, 99, 199, 399, 799)
+TURN_CLASSES = (2, 4, 8, 16, 32)
+WIDTH, NAME, PANEL_HEAD, STEP = 640, 210, 34, 18  # of the picture, in its own units
+
 
 @click.group()
 def examples() -> None:
-    """Check tutoring examples before tuning on them."""
+    """Check, convert and count tutoring examples before tuning on them."""
 
 
 @examples.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @command
 async def validate(out: Output, file: Path) -> int:
-    """Read FILE (JSONL or TOML, or a folder of them); every fault is named with its line, all at once."""
+    """Read FILE (JSONL, JSON or TOML, or a folder of them); every fault is named with its line, all at once."""
     from appliance.tuning.examples import read_examples
 
     found = read_examples(file)
@@ -27,3 +45,135 @@ async def validate(out: Output, file: Path) -> int:
     out.say(f"{len(found)} examples, all usable: " + ", ".join(f"{name} {count}" for name, count in subjects.most_common()))
     out.result({"examples": len(found), "subjects": dict(subjects)})
     return 0
+
+
+@examples.command()
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(FORMATS), required=True, help="The format to write.")
+@command
+async def convert(out: Output, source: Path, target: Path, to: str) -> int:
+    """Write the examples of IN to OUT in another format; nothing is lost, or nothing is written.
+
+    IN is in any of these formats, which is seen by its keys. OUT is x.jsonl (one object a line) or x.json (one list).
+    """
+    from appliance.tuning.examples import convert as write
+
+    count = write(source, target, to)
+    out.say(f"{count} examples written to {target} in the format {to}.")
+    out.result({"examples": count, "format": to, "file": target})
+    return 0
+
+
+@examples.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--svg", type=click.Path(path_type=Path), default=None, help="Also draw the counts into this file.")
+@command
+async def stats(out: Output, file: Path, svg: Path | None) -> int:
+    """Count the examples of FILE by subject, grade, source, licence and length."""
+    from appliance.errors import BadInput
+    from appliance.files import write_atomically
+    from appliance.tuning.examples import read_examples
+
+    if svg and svg.suffix != ".svg":  # so that no slip of the keys ever replaces the examples
+        raise BadInput(f"{svg.name} is not the name of a picture.", "Give a name that ends in .svg.")
+    counts = count(read_examples(file))
+    out.say(f"{counts['examples']} examples in {file.name}")
+    for title, rows in panels(counts):
+        out.say()
+        _bars(out, title, rows, counts["examples"])
+    if svg:
+        write_atomically(svg, picture(counts))
+        out.say(f"\nDrawn into {svg}.")
+    out.result({**counts, "svg": svg})
+    return 0
+
+
+def count(found: Sequence[Example]) -> dict[str, Any]:
+    """Counts by field, and the distributions of words and turns (of pupil and tutor) of a conversation."""
+    talks = [[message.content for message in example.messages if message.role != "system"] for example in found]
+    return {
+        "examples": len(found),
+        **{key: dict(Counter(getattr(example, key) or "not stated" for example in found).most_common()) for key in COUNTED},
+        "words": _spread([sum(len(said.split()) for said in talk) for talk in talks], 0, WORD_CLASSES),
+        "turns": _spread([len(talk) for talk in talks], 2, TURN_CLASSES),
+    }
+
+
+def _spread(values: list[int], start: int, ends: tuple[int, ...]) -> dict[str, Any]:
+    """Least, median, 90th percentile, most, and how many values lie in each class (`to` is None in the open one)."""
+    ordered = sorted(values) or [0]
+    classes = [
+        {"from": low + 1, "to": high, "examples": sum(low < value and (high is None or value <= high) for value in values)}
+        for low, high in zip((start - 1, *ends), (*ends, None), strict=True)
+    ]
+    last = len(ordered) - 1
+    return {
+        "least": ordered[0],
+        "median": ordered[last // 2],
+        "percentile_90": ordered[last * 9 // 10],
+        "most": ordered[-1],
+        "classes": classes,
+    }
+
+
+def panels(counts: dict[str, Any]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """What both the table and the picture show: a title and (name, count) rows for each."""
+    shown = []
+    for key in COUNTED:
+        rows = [(_plain(name), number) for name, number in counts[key].items()]
+        if len(rows) > ROWS_SHOWN:
+            rest = rows[ROWS_SHOWN - 1 :]
+            rows = [*rows[: ROWS_SHOWN - 1], (f"({len(rest)} others)", sum(number for _, number in rest))]
+        shown.append((key, rows))
+    for key in ("words", "turns"):
+        spread = counts[key]
+        classes = spread["classes"]
+        while len(classes) > 1 and not classes[-1]["examples"]:
+            classes = classes[:-1]
+        rows = [(_range(part["from"], part["to"]), part["examples"]) for part in classes]
+        shown.append((f"{key} (median {spread['median']}, 90% up to {spread['percentile_90']}, most {spread['most']})", rows))
+    return shown
+
+
+def _range(low: int, high: int | None) -> str:
+    return f"{low}+" if high is None else f"{low}" if low == high else f"{low}-{high}"
+
+
+def _plain(name: str) -> str:
+    """A name from a file as it may stand in a terminal and in XML: no control characters, not endless."""
+    clean = "".join(character if character.isprintable() else "?" for character in name)
+    return clean if len(clean) <= 32 else clean[:31] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _bars(out: Output, title: str, rows: list[tuple[str, int]], total: int) -> None:
+    digits = max(len(str(total)), 5)
+    most = max(number for _, number in rows) or 1
+    wide = max(len(name) for name, _ in rows)
+    out.say(title)
+    for name, number in rows:
+        bar = "#" * max(round(BAR * number / most), number > 0)
+        out.say(f"  {name.ljust(wide)}  {number:>{digits}}  {number / max(total, 1):>4.0%}  {bar}".rstrip())
+
+
+def picture(counts: dict[str, Any]) -> str:
+    """The same counts as a standalone SVG of bars, which a browser shows without any script."""
+    lines: list[str] = []
+    top = 8
+    for title, rows in panels(counts):
+        lines.append(f'<text x="12" y="{top + 20}" font-weight="bold">{html.escape(title)}</text>')
+        most = max(number for _, number in rows) or 1
+        for place, (name, number) in enumerate(rows):
+            y = top + PANEL_HEAD + place * STEP
+            long = (WIDTH - NAME - 70) * number / most
+            lines.append(f'<text x="{NAME - 8}" y="{y + 11}" text-anchor="end">{html.escape(name)}</text>')
+            lines.append(f'<rect x="{NAME}" y="{y}" width="{long:.1f}" height="{STEP - 4}" fill="#1f4e79"/>')
+            lines.append(f'<text x="{NAME + long + 6:.1f}" y="{y + 11}">{number}</text>')
+        top += PANEL_HEAD + len(rows) * STEP + 6
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top + 8}" role="img" font-family="sans-serif"'
+        f' font-size="12">',
+        f"<title>{counts['examples']} examples by subject, grade, source, licence and length</title>",
+        f'<rect width="{WIDTH}" height="{top + 8}" fill="#fff"/>',
+    ]
+    return "\n".join([*head, *lines, "</svg>", ""])

@@ -1,46 +1,30 @@
 """Reads tutoring examples as teachers and programs write them, and lists every fault at once.
 
-Hides the two formats (one JSON object a line; TOML with `[[example]]` blocks whose talk is "Pupil: ... / Tutor: ...") and where
-in a file each fault lies. Knows nothing of models, splits or training.
+Hides the three kinds of file (one JSON object a line; one JSON list; TOML with `[[example]]` blocks whose talk is "Pupil: ... /
+Tutor: ...") and where in a file each fault lies. The keys of a row are `formats.py`'s. Knows nothing of models, splits or
+training.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from appliance.engine.handler import Message, Role
 from appliance.errors import BadInput, from_os_error
+from appliance.files import write_atomically
+from appliance.tuning.formats import TEXT_FIELDS, Example, Unfit, content_id, detect, from_row, order, to_row
+
+__all__ = ["Example", "Fault", "check", "content_id", "convert", "read_examples"]
 
 FAULTS_SHOWN = 20
-ROLES = get_args(Role)
-TEXT_FIELDS = ("id", "subject", "grade", "skill", "source", "licence", "author")
 TOML_DEFAULTS = frozenset(TEXT_FIELDS) - {"id"} | {"system"}
 SPEAKERS: dict[str, Role] = {"Pupil": "user", "Tutor": "assistant"}
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One conversation to learn from; ends with the tutor's turn."""
-
-    id: str
-    messages: tuple[Message, ...]
-    subject: str = ""
-    grade: str = ""
-    skill: str = ""
-    source: str = ""
-    licence: str = ""
-    author: str = ""
-
-    def row(self) -> dict[str, Any]:
-        """The public row format: one JSON object a line."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +41,66 @@ class Fault:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Every example of a `.jsonl` or `.toml` file, or of all such files of a folder, in order.
+    """Every example of a `.jsonl`, `.json` or `.toml` file, or of all `.jsonl` and `.toml` files of a folder, in order.
 
-    Raises BadInput that lists every fault with file, line and remedy (the first 20 shown, all counted), NotFound.
+    Rows may have the keys of any format of `formats.py`. Raises BadInput that lists every fault with file, line and remedy (the
+    first 20 shown, all counted), NotFound.
     """
     examples, faults = check(path)
+    _refuse(faults)
+    return examples
+
+
+def check(path: Path) -> tuple[list[Example], list[Fault]]:
+    """The good examples of a file or folder, and every fault found. Raises NotFound and BadInput for the path itself."""
+    placed, faults = _placed(path)
+    return [example for _, _, example in placed], faults
+
+
+def convert(source: Path, target: Path, to: str) -> int:
+    """Write the examples of a file or folder in the format `to` (one of `formats.FORMATS`); returns how many.
+
+    A target `x.jsonl` gets one object a line, `x.json` one list; it is replaced whole or not at all. Raises BadInput that lists
+    every fault of the source and every example that the format cannot hold, NotFound, StorageFull.
+    """
+    if target.suffix not in (".jsonl", ".json") or (to == "openai" and target.suffix == ".json"):
+        kinds = "a .jsonl file" if to == "openai" else "a .jsonl or .json file"
+        raise BadInput(f"{target.name} is not the name of {kinds}, which {to} needs.", "Give another name for the result.")
+    placed, faults = _placed(source)
+    _refuse(faults)
+    try:
+        if (target.exists() and target.samefile(source)) or (source.is_dir() and target.resolve().parent == source.resolve()):
+            # The next run over such a folder would read its own result as more examples.
+            raise BadInput(f"{target.name} is, or lies among, what is to be read.", "Give another place for the result.")
+    except OSError as error:
+        raise from_os_error(error, f"writing {target.name}") from None
+    lines = []
+    for file, line, example in placed:
+        try:
+            lines.append(_dumped(to_row(example, to)))
+        except Unfit as error:
+            faults += [Fault(file, line, *problem) for problem in error.problems]
+        except RecursionError:
+            faults.append(Fault(file, line, "a field of this row is nested too deeply.", "Take the field out."))
+    _refuse(faults)
+    text = "".join(f"{line}\n" for line in lines) if target.suffix == ".jsonl" else "[\n" + ",\n".join(lines) + "\n]\n"
+    write_atomically(target, text)
+    return len(lines)
+
+
+def _dumped(row: dict[str, Any]) -> str:
+    """JSON that people can read; escaped where a field holds half a character, which UTF-8 cannot."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(row)
+    return text
+
+
+def _refuse(faults: list[Fault]) -> None:
     if not faults:
-        return examples
+        return
     if len(faults) == 1:
         raise BadInput(str(faults[0]), faults[0].remedy)
     shown = [f"{fault} {fault.remedy}" for fault in faults[:FAULTS_SHOWN]]
@@ -75,18 +112,18 @@ def read_examples(path: Path) -> list[Example]:
     )
 
 
-def check(path: Path) -> tuple[list[Example], list[Fault]]:
-    """The good examples of a file or folder, and every fault found. Raises NotFound and BadInput for the path itself."""
+def _placed(path: Path) -> tuple[list[tuple[str, int, Example]], list[Fault]]:
+    """Each good example with its file and line, and every fault."""
     try:
         files = _files(path)
         contents = [(file, file.read_bytes()) for file in files]
     except OSError as error:
         raise from_os_error(error, "reading examples") from None
-    examples: list[Example] = []
+    examples: list[tuple[str, int, Example]] = []
     faults: list[Fault] = []
     seen: dict[str, tuple[Example, str]] = {}
     for file, data in contents:
-        found = _read_toml(file.name, data) if file.suffix == ".toml" else _read_jsonl(file.name, data)
+        found = _read_toml(file.name, data) if file.suffix == ".toml" else _read_json(file.name, data, file.suffix == ".json")
         before = len(examples) + len(faults)
         for line, item in found:
             if isinstance(item, Fault):
@@ -98,7 +135,7 @@ def check(path: Path) -> tuple[list[Example], list[Fault]]:
                 what = f'the id "{item.id}" is already used by {earlier[1]}.'
                 faults.append(Fault(file.name, line, what, "Give each example an id of its own."))
             else:
-                examples.append(item)
+                examples.append((file.name, line, item))
         if len(examples) + len(faults) == before:
             faults.append(Fault(file.name, 0, "it holds no examples.", "Give a file with at least one example."))
     return examples, faults
@@ -106,9 +143,10 @@ def check(path: Path) -> tuple[list[Example], list[Fault]]:
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
-        if path.exists() and path.suffix not in (".jsonl", ".toml"):
-            raise BadInput(f"{path.name} is not an examples file.", "Give a .jsonl or .toml file, or a folder of them.")
+        if path.exists() and path.suffix not in (".jsonl", ".json", ".toml"):
+            raise BadInput(f"{path.name} is not an examples file.", "Give a .jsonl, .json or .toml file, or a folder of them.")
         return [path]
+    # A .json file is read only where it is named: in folders such files describe others (cards, dataset_info.json).
     files = sorted(file for file in path.iterdir() if file.suffix in (".jsonl", ".toml") and file.is_file())
     if not files:
         raise BadInput(f"The folder {path.name} holds no .jsonl or .toml file.", "Give a folder with examples files.")
@@ -131,14 +169,35 @@ def _utf16(name: str, data: bytes) -> Fault | None:
     return None
 
 
-# --- one JSON object a line -----------------------------------------------------------------------------------------------
+# --- JSON: one object a line, or one list ----------------------------------------------------------------------------------
 
 
-def _read_jsonl(name: str, data: bytes) -> Iterator[tuple[int, Example | Fault]]:
+def _read_json(name: str, data: bytes, may_be_list: bool) -> Iterator[tuple[int, Example | Fault]]:
+    """Examples and faults with their lines. A row whose keys name no format is taken to have that of the file's other rows."""
     if wide := _utf16(name, data):
         yield 0, wide
         return
-    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    is_list = may_be_list and data.lstrip(b" \t\r\n")[:1] == b"["
+    rows = list(_listed(name, data) if is_list else _lines(name, data))
+    formats = (detect(row) for _, row in rows if isinstance(row, dict))
+    usual = next((known for known in formats if known), "huggingface")
+    for line, row in rows:
+        if isinstance(row, Fault):
+            yield line, row
+        elif not isinstance(row, dict):
+            what = "this is not a JSON object."
+            yield line, Fault(name, line, what, 'Write {"messages": [...]} on the line.')
+        else:
+            try:
+                yield line, from_row(row, detect(row) or usual)
+            except Unfit as error:
+                for problem in error.problems:
+                    yield line, Fault(name, line, *problem)
+
+
+def _lines(name: str, data: bytes) -> Iterator[tuple[int, Any]]:
+    for number, raw in enumerate(data.split(b"\n"), start=1):
         if not raw.strip():
             continue
         text = _decode(name, raw, number)
@@ -146,92 +205,49 @@ def _read_jsonl(name: str, data: bytes) -> Iterator[tuple[int, Example | Fault]]
             yield number, text
             continue
         try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            what = f"this is not valid JSON: {error.msg} at column {error.colno}."
-            yield number, Fault(name, number, what, "Put one whole JSON object on the line.")
-            continue
-        except RecursionError:
-            yield number, Fault(name, number, "this JSON is nested too deeply.", "Use the row format of the documentation.")
-            continue
-        example = _from_row(name, number, row)
-        if isinstance(example, Example):
-            yield number, example
-        else:
-            for fault in example:
-                yield number, fault
+            yield number, json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield number, _not_json(name, number, error, "Put one whole JSON object on the line.")
 
 
-def _from_row(name: str, line: int, row: Any) -> Example | list[Fault]:
-    """An example from a parsed row, or all its faults."""
-    if not isinstance(row, dict):
-        return [Fault(name, line, "this is not a JSON object.", 'Write {"messages": [...]} on the line.')]
-    faults: list[Fault] = []
-    fields: dict[str, str] = {}
-    for key in TEXT_FIELDS:
-        value = row.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
-        if value is not None and not isinstance(value, str):
-            faults.append(Fault(name, line, f'"{key}" is not a text.', "Put its value in quotation marks."))
-        fields[key] = value if isinstance(value, str) else ""
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages:
-        faults.append(
-            Fault(name, line, 'the list "messages" is missing or empty.', 'Add "messages": [{"role", "content"}, ...].')
-        )
-        return faults
-    turns: list[Message] = []
-    for position, message in enumerate(messages, start=1):
-        turn = _turn(message, position)
-        if isinstance(turn, Message):
-            turns.append(turn)
-        else:
-            faults.append(Fault(name, line, *turn))
-    if not faults:
-        faults += [Fault(name, line, *fault) for fault in _order(turns)]
-    return faults or _example(fields, turns)
+def _listed(name: str, data: bytes) -> Iterator[tuple[int, Any]]:
+    """The items of a JSON list with the lines on which they begin. After a fault in the JSON nothing more can be read."""
+    text = _decode(name, data, 1)
+    if isinstance(text, Fault):
+        yield text.line, text
+        return
+    decoder, blank = json.JSONDecoder(), re.compile(r"[ \t\r\n]*")
+
+    def skip(at: int) -> int:
+        return blank.match(text, at).end()  # type: ignore[union-attr] # it matches nothing, too
+
+    line, counted = 1, 0
+    at = skip(skip(0) + 1)
+    more = text[at : at + 1] != "]"
+    while more:
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            row, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            line = error.lineno if isinstance(error, json.JSONDecodeError) else line
+            yield line, _not_json(name, line, error, "Compare this item of the list with the one before it.")
+            return
+        yield line, row
+        at = skip(at)
+        if more := text[at : at + 1] == ",":
+            at = skip(at + 1)
+    if text[at : at + 1] != "]" or text[at + 1 :].strip():
+        line += text.count("\n", counted, at)
+        what = "the list of examples is not closed." if at >= len(text) else "the list of examples breaks off here."
+        yield line, Fault(name, line, what, "Put a comma between the items, and one ] at the very end.")
 
 
-def _turn(message: Any, position: int) -> Message | tuple[str, str]:
-    """A message, or what is wrong with it and its remedy."""
-    if not isinstance(message, dict):
-        return f"message {position} is not an object.", 'Write {"role": ..., "content": ...}.'
-    role, content = message.get("role"), message.get("content")
-    if role is None:
-        return f"message {position} has no role.", 'Add "role": "user" (the pupil) or "assistant" (the tutor).'
-    if role not in ROLES:
-        return f"message {position} has the unknown role {json.dumps(role)[:40]}.", "Use system, user or assistant."
-    if not isinstance(content, str):
-        return f"message {position} has no text in its content.", 'Add "content": "...".'
-    if not content.strip():
-        return f"message {position} ({role}) is an empty turn.", "Write what was said, or remove the turn."
-    if any("\ud800" <= character <= "\udfff" for character in content):
-        return f"message {position} holds half a character (a lone surrogate).", "Write the character again."
-    return Message(role, content)
-
-
-def _order(turns: list[Message]) -> Iterator[tuple[str, str]]:
-    roles = [turn.role for turn in turns]
-    if "system" in roles[1:]:
-        yield "a system message stands after the first place.", "Keep one system message, at the start."
-    if "user" not in roles:
-        yield "the pupil never speaks.", "Add the pupil's turn (role user)."
-    elif roles[-1] != "assistant":
-        yield "it does not end with the tutor's turn.", "End with a message of the role assistant."
-    elif roles[1 if roles[0] == "system" else 0] != "user":
-        yield "it does not begin with the pupil's turn.", "Begin with a message of the role user."
-
-
-def _example(fields: dict[str, str], turns: list[Message]) -> Example:
-    messages = tuple(turns)
-    return Example(**{**fields, "id": fields["id"] or content_id(messages)}, messages=messages)
-
-
-def content_id(messages: tuple[Message, ...]) -> str:
-    """A stable id for an example that has none: the beginning of the SHA-256 of what was said."""
-    text = json.dumps([[message.role, message.content] for message in messages], ensure_ascii=False)
-    return "x" + hashlib.sha256(text.encode()).hexdigest()[:12]
+def _not_json(name: str, line: int, error: Exception, remedy: str) -> Fault:
+    if isinstance(error, RecursionError):
+        return Fault(name, line, "this JSON is nested too deeply.", "Use the row format of the documentation.")
+    if isinstance(error, json.JSONDecodeError):
+        return Fault(name, line, f"this is not valid JSON: {error.msg} at column {error.colno}.", remedy)
+    return Fault(name, line, "this JSON holds a number that is too long.", "Put it in quotation marks.")
 
 
 # --- TOML -----------------------------------------------------------------------------------------------------------------
@@ -323,12 +339,14 @@ def _from_block(
     if system.strip():
         turns = [Message("system", system), *turns]
     if not faults:
-        faults += [Fault(name, start, *fault) for fault in _order(turns)]
+        faults += [Fault(name, start, *fault) for fault in order(turns)]
     if faults:
         for fault in faults:
             yield start, fault
     else:
-        yield start, _example(fields, turns)
+        messages = tuple(turns)
+        fields["id"] = fields["id"] or content_id(messages)
+        yield start, Example(messages=messages, **fields)  # type: ignore[arg-type] # TEXT_FIELDS are its text fields
 
 
 def _talk(talk: str) -> tuple[list[Message], list[tuple[int, str, str]]]:

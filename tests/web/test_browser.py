@@ -46,12 +46,10 @@ def address(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[
     with serving(tmp_path_factory.mktemp("box") / "home", "0.03", "starter") as (address, code, _):
         page = browser.new_page()
         page.goto(address)
-        page.keyboard.type(code)  # the first field has the focus
-        page.keyboard.press("Tab")
-        page.keyboard.type(NAME)
-        page.keyboard.press("Tab")
-        page.keyboard.type(PASSWORD)
-        page.keyboard.press("Enter")
+        for field, words in (("code", code), ("name", NAME), ("password", PASSWORD)):
+            page.wait_for_function(f"document.activeElement.id === '{field}'")  # the first field has the focus by itself
+            page.keyboard.type(words)
+            page.keyboard.press("Tab" if field != "password" else "Enter")
         page.wait_for_url("**/chat")
         page.close()
         yield address
