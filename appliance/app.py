@@ -91,16 +91,23 @@ class Appliance:
         return ModelFiles(manifest.id, model, adapter, context_of(manifest, self.settings))
 
     @asynccontextmanager
-    async def running_engine(self, say: Callable[[str], None] = lambda _text: None) -> AsyncIterator[None]:
+    async def running_engine(
+        self, say: Callable[[str], None] = lambda _text: None, *, required: bool = True
+    ) -> AsyncIterator[None]:
         """The engine that runs for this home, or a child of ours for as long as this lasts and others use it.
 
-        Raises ModelUnavailable where none comes up in time.
+        Where none comes up in time: raises ModelUnavailable if it is `required`, else says so and goes on without.
         """
         with open(self.settings.run / "engine.users", "w") as users:
             await asyncio.to_thread(fcntl.flock, users, fcntl.LOCK_SH)
             child = None
             if not (await self.engine.health()).ok:
-                child = await self._start_engine(say)
+                try:
+                    child = await self._start_engine(say)
+                except ModelUnavailable as error:
+                    if required:
+                        raise
+                    say(f"{error.message} {error.hint} Going on without it, by words alone.")
             try:
                 yield
             finally:

@@ -26,7 +26,7 @@ async def ask(
 
     appliance = Appliance.open(out.settings)
     try:
-        async with appliance.running_engine(out.note):
+        async with appliance.running_engine(out.note, required=False):
             answer = await answer_to(
                 appliance, question, collection=collection, model=model, module=module, subject=subject, grade=grade
             )

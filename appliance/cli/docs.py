@@ -28,7 +28,7 @@ async def add(out: Output, paths: tuple[Path, ...], collection: str) -> int:
 
     appliance = Appliance.open(out.settings)
     try:
-        async with appliance.running_engine(out.note):
+        async with appliance.running_engine(out.note, required=False):
             reports = await add_all(out, appliance, paths, collection)
     finally:
         await appliance.close()
@@ -103,7 +103,7 @@ async def search(out: Output, text: str | None, source: Path | None, count: int,
     appliance = Appliance.open(out.settings)
     collections = [collection] if collection else None
     try:
-        async with appliance.running_engine(out.note):
+        async with appliance.running_engine(out.note, required=False):
             found = await appliance.library.search_many([str(q) for q in questions], k=count, collections=collections)
     finally:
         await appliance.close()
@@ -162,7 +162,7 @@ async def check(out: Output, file: Path, collection: str | None) -> int:
 
     appliance = Appliance.open(out.settings)
     try:
-        async with appliance.running_engine(out.note):
+        async with appliance.running_engine(out.note, required=False):
             report = await appliance.library.check(file, collection)
     finally:
         await appliance.close()

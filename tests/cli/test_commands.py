@@ -109,6 +109,18 @@ def test_a_second_run_says_busy_with_its_own_code(tmp_path: Path) -> None:
     assert "Error: " in done.stderr and "Try: " in done.stderr
 
 
+def test_searching_goes_on_by_words_where_the_engine_cannot_start(tmp_path: Path) -> None:
+    home, lesson = tmp_path / "home", tmp_path / "rivers.md"
+    lesson.write_text("# Rivers\n\nA river is a stream of fresh water that flows to the sea.\n")
+    (home / "run" / "engine.sock").mkdir(parents=True)  # nothing can listen there
+    added = run(home, "docs", "add", str(lesson), "--json")
+    assert added.returncode == 0 and "The engine did not start" in added.stderr
+    found = json.loads(run(home, "docs", "search", "stream of fresh water", "--json").stdout)
+    assert found["lexical_only"] and found["passages"][0]["file"] == "rivers.md"
+    answer = json.loads(run(home, "ask", "What is a river?", "--json").stdout)
+    assert answer["handler"] == "quotes" and "stream of fresh water" in answer["answer"]
+
+
 def test_a_home_whose_path_is_too_long_for_a_socket(tmp_path: Path) -> None:
     done = run(tmp_path / ("x" * 90), "engine")
     assert done.returncode == 1 and "too long" in done.stderr
