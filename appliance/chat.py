@@ -38,6 +38,9 @@ LONGEST_QUESTION = 20_000
 ANSWERS_AT_ONCE = 4
 SAVE_EVERY = 1.0
 TITLE = 60
+# A starter that answers greedily falls into loops; a few words of it are enough to see that it runs.
+STARTER_TOKENS = 80
+STARTER_PENALTY = 1.2
 UNCOVERED = "The school's documents do not cover this question. What follows does not come from them.\n\n"
 NOT_ASKED = "No documents were asked."
 STARTER_HEADING = "The starter model's own words (for trying the box; do not rely on them)"
@@ -99,13 +102,14 @@ class Chat:
         sources = await self._find(question, collections)
         serving = await self._pool.serving()
         starter = await self._is_starter(model, serving)
-        limit = max_tokens or self._settings.answer_tokens
+        limit = max_tokens or (min(STARTER_TOKENS, self._settings.answer_tokens) if starter else self._settings.answer_tokens)
         if self._pool.context > 0:
             limit = min(limit, max(16, self._pool.context // 2))
         render = partial(prompts.render, question, module=module, subject=subject, grade=grade)
         plan = await self._fit(render, sources.passages, history, instructions, limit)
         request = Request(
             plan.messages, model, limit, temperature, top_p=top_p, seed=seed, stop=tuple(stop), user=user.id,
+            repeat_penalty=STARTER_PENALTY if starter else 1.0,
             passages=tuple(sources.passages), question=question,
         )  # fmt: skip
         async with aclosing(self._events(request, plan, sources, serving, starter)) as events:
