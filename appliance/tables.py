@@ -155,3 +155,103 @@ turns = Table(
     Column("created", Float, nullable=False),
     UniqueConstraint("conversation", "ordinal"),
 )
+
+# --- what models are tuned on ---------------------------------------------------------------------------------------------
+
+# One tutoring example as it was imported or given in class, and what was decided about it. `messages` is [[role, text], ...];
+# `correction` is what the tutor's last turn should have been. The text of a withdrawn row is emptied; its id stays, so that
+# the same row does not come back with the next import.
+examples = Table(
+    "examples",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("messages", JSON, nullable=False),
+    Column("correction", Text),
+    Column("rating", String),  # up, down, none given
+    Column("subject", String, nullable=False, default=""),
+    Column("grade", String, nullable=False, default=""),
+    Column("skill", String, nullable=False, default=""),
+    Column("source", String, nullable=False, default=""),  # where it comes from, in the words of who gave it
+    Column("licence", String, nullable=False, default=""),
+    Column("author", String, nullable=False, default="", index=True),
+    Column("user_role", String, nullable=False, default=""),
+    Column("class_name", String, nullable=False, default=""),
+    Column("consent", Boolean),  # null: nobody was asked
+    Column("reviewed", String, nullable=False, default="pending", index=True),  # pending, approved, rejected
+    Column("reviewer", String, nullable=False, default=""),
+    Column("reviewed_at", Float),
+    Column("origin", String, nullable=False, default=""),  # file and line, or the conversation's turn
+    Column("extra", JSON, nullable=False, default=dict),
+    Column("created", Float, nullable=False),
+    Column("imported", Float, nullable=False),
+    Column("withdrawn", Float),
+)
+
+# People whose data may not be used, whatever is imported later. `person` is an author's name or a pupil's id or full name.
+withdrawals = Table(
+    "withdrawals",
+    metadata,
+    Column("person", String, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("by", String, nullable=False, default=""),
+)
+
+# The names of this school's pupils: only used to find them in text and take them out.
+roster = Table(
+    "roster",
+    metadata,
+    Column("pupil", String, primary_key=True),
+    Column("first_name", String, nullable=False),
+    Column("last_name", String, nullable=False),
+    Column("class_name", String, nullable=False, default=""),
+)
+
+# Which rows stood in which dataset, for as long as a model made of it may exist: from a model to its rows and back.
+dataset_rows = Table(
+    "dataset_rows",
+    metadata,
+    Column("dataset", String, primary_key=True),  # the card's digest
+    Column("example", String, primary_key=True, index=True),
+    Column("author", String, nullable=False, default="", index=True),
+    Column("part", String, nullable=False),  # train, held_out
+)
+
+# --- long work and the record of it ----------------------------------------------------------------------------------------
+
+# A job outlives the process that does it. `state`: queued, running, done, failed, cancelled. A running one whose `beat` is old
+# was broken off and is taken up again.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("lane", String, nullable=False),  # heavy, light: one of each runs at a time
+    Column("payload", JSON, nullable=False, default=dict),
+    Column("state", String, nullable=False, index=True),
+    Column("progress", JSON, nullable=False, default=dict),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("cancel", Boolean, nullable=False, default=False),
+    Column("owner", String, nullable=False, default=""),
+    Column("worker", String, nullable=False, default=""),
+    Column("error", JSON),  # code, message, hint
+    Column("result", JSON),
+    Column("created", Float, nullable=False),
+    Column("started", Float),
+    Column("beat", Float),
+    Column("finished", Float),
+)
+
+# Append-only: each row's hash covers the one before it. Ids and digests, never words.
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("verb", String, nullable=False),
+    Column("thing", String, nullable=False),
+    Column("facts", JSON, nullable=False, default=dict),
+    Column("previous", String, nullable=False),
+    Column("hash", String, nullable=False, unique=True),
+    sqlite_autoincrement=True,
+)

@@ -14,7 +14,9 @@ from typing import Any, Literal, get_args
 
 from appliance.errors import BadInput, from_os_error
 
-Method = Literal["auto", "lora", "qlora"]
+Method = Literal["auto", "lora", "qlora", "lora8"]
+Objective = Literal["imitate", "dpo", "kto"]
+CHOICES: dict[str, tuple[str, ...]] = {"method": get_args(Method), "objective": get_args(Objective)}
 
 # Smallest and largest value that can make sense; outside it is a slip of the pen, not a choice.
 RANGES: dict[str, tuple[float, float]] = {
@@ -29,6 +31,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "length": (16, 131072),
     "clip": (0.001, 1000),
     "checkpoint_every": (0, 100_000),
+    "patience": (0, 1000),
+    "beta": (0.001, 10),
     "seed": (0, 2**31 - 1),
 }
 
@@ -38,22 +42,31 @@ class Recipe:
     """What a run is made with. The defaults suit the starter model on two cores.
 
     base: id of the model to tune, "" for the champion's base. length: tokens. rate: peak, falls linearly to zero after warmup
-    (a share of all steps). batch: conversations a step, times `accumulate`. checkpoint_every: steps, 0 chooses.
+    (a share of all steps). batch: conversations a step, times `accumulate`. packing: several short conversations share a row of
+    `length` tokens without seeing each other. checkpoint_every: steps, 0 chooses. patience: judgings on held-out loss without a
+    gain after which training stops early, 0 never. method: lora8 is LoRA over an 8-bit base. objective: imitate the tutor, or
+    learn from corrections and thumbs (dpo, kto) with `beta`.
     """
 
     base: str = ""
     method: Method = "auto"
+    objective: Objective = "imitate"
     rank: int = 32
     alpha: float = 64.0
     dropout: float = 0.1
+    rslora: bool = False
+    dora: bool = False
     rate: float = 2e-3
     warmup: float = 0.05
     epochs: float = 2.0
     batch: int = 4
     accumulate: int = 1
     length: int = 1024
+    packing: bool = True
     clip: float = 1.0
     checkpoint_every: int = 0
+    patience: int = 0
+    beta: float = 0.1
     seed: int = 7
 
     def __post_init__(self) -> None:
@@ -100,9 +113,12 @@ def _faults(values: dict[str, Any]) -> list[str]:
     kinds: dict[str, str] = {field.name: str(field.type) for field in fields(Recipe)}
     faults = []
     for name, value in values.items():
-        if name == "method":
-            if value not in get_args(Method):
-                faults.append(f"method is {value!r}, not one of {', '.join(get_args(Method))}.")
+        if name in CHOICES:
+            if value not in CHOICES[name]:
+                faults.append(f"{name} is {value!r}, not one of {', '.join(CHOICES[name])}.")
+        elif kinds[name] == "bool":
+            if not isinstance(value, bool):
+                faults.append(f"{name} is {value!r}, not true or false.")
         elif kinds[name] == "str":
             if not isinstance(value, str):
                 faults.append(f"{name} is {value!r}, not a text.")
