@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 
 from appliance import network
 from appliance.accounts import Accounts
+from appliance.audit import Audit
 from appliance.chat import Chat
 from appliance.db import Database
 from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.engine.pool import Active, Pool
 from appliance.engine.quotes import Quotes
 from appliance.engine.service import ModelFiles
-from appliance.errors import ModelUnavailable, from_os_error
+from appliance.errors import GateNotPassed, ModelUnavailable, from_os_error
 from appliance.knowledge.library import Library
 from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
@@ -43,6 +44,7 @@ class Appliance:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.database = Database(settings.database)
+        self.audit = Audit(self.database)
         self.registry = Registry(settings.models)
         self.engine = OpenAICompatible(partial(network.socket_client, settings.engine_socket))
         self.library = Library(settings, self.database, self.engine.embed)
@@ -72,20 +74,31 @@ class Appliance:
         found = await self.library.search(text, k=self.settings.passages)
         return list(found.passages) if found.covered else []  # a coincidence of words is not an answer
 
-    def _active(self) -> Active | None:
-        champion = self.registry.champion()
-        if champion is None:
+    def _active(self, task: str) -> Active | None:
+        name, _, subject = task.partition("/")
+        chosen = self.registry.for_task(name, subject)
+        if chosen is None:
             return None
-        return Active(champion.id, champion.title, champion.starter, context_of(champion, self.settings))
+        return Active(chosen.id, chosen.title, chosen.starter, context_of(chosen, self.settings))
 
     def _is_starter(self, name: str) -> bool:
         return self.registry.get(name).starter
 
     # --- the engine -----------------------------------------------------------------------------------------------------
     def resolve(self, name: str) -> ModelFiles:
-        """A model's files, each compared with its recorded sha256 before any parser sees it."""
-        manifest = self.registry.verify(name)
-        base = self.registry.verify(manifest.base) if manifest.base else manifest
+        """A model's files, each compared with its recorded sha256 before any parser sees it.
+
+        Where the champion is damaged, the model before it takes over, and an alarm is raised.
+        """
+        try:
+            manifest = self.registry.verify(name)
+            base = self.registry.verify(manifest.base) if manifest.base else manifest
+        except ModelUnavailable:
+            asked, champion = self.registry.get(name), self.registry.champion()
+            stand_in = self.step_back() if champion is not None and champion.id == asked.id else None
+            if stand_in is None:
+                raise
+            return self.resolve(stand_in.id)
         adapter = self.registry.folder(manifest.id) / "adapter.gguf" if manifest.base else None
         model = self.registry.folder(base.id) / "model.gguf"
         return ModelFiles(manifest.id, model, adapter, context_of(manifest, self.settings))
@@ -146,22 +159,66 @@ class Appliance:
 
         return install_base(self.registry, self.settings.starter, starter=True)
 
-    async def promote(self, name: str) -> Manifest:
+    async def promote(self, name: str, *, accept: str = "") -> Manifest:
         """Make a model the one that serves, after the engine has loaded it beside the current one and it has answered.
 
-        Raises what went wrong; then nothing has changed.
+        accept: why a model that the gate refused, or never judged, is served all the same; the audit record keeps it.
+        Raises GateNotPassed, and what went wrong; then nothing has changed.
         """
         manifest = self.registry.get(name)
-        async with self.running_engine():
-            await self.engine.load(manifest.id)
-        return self.registry.promote(manifest.id)
+        if not accept:
+            _require_gate(manifest)
+        return await self._serve(manifest, "promote", {"accept": accept} if accept else {})
 
     async def rollback(self) -> Manifest:
-        """Serve the model before this one again."""
+        """Serve the model before this one again: no gate, it has served before."""
         previous = self.registry.aliases().get("previous")
         if previous is None:
             return self.registry.rollback()  # raises, with the words for it
-        return await self.promote(previous)
+        return await self._serve(self.registry.get(previous), "rollback", {})
+
+    async def _serve(self, manifest: Manifest, verb: str, facts: dict[str, str]) -> Manifest:
+        async with self.running_engine():
+            await self.engine.load(manifest.id)
+        before = self.registry.champion()
+        serving = self.registry.promote(manifest.id)
+        self.audit.note(verb, manifest.id, facts | {"before": before.id if before else ""})
+        return serving
+
+    def choose(self, task: str, name: str | None) -> Manifest | None:
+        """Have a model answer for a task, or for a task in one subject; None: the champion again."""
+        if name is not None:
+            _require_gate(self.registry.get(name))
+        chosen = self.registry.choose(task, name)
+        self.audit.note("choose", task, {"model": chosen.id if chosen else ""})
+        return chosen
+
+    def card(self, manifest: Manifest) -> str:
+        """A model's card as Markdown."""
+        from appliance.tuning.card import card
+        from appliance.tuning.run_folder import read_json
+
+        return card(manifest, read_json(self.registry.folder(manifest.id) / "dataset.json"))
+
+    def step_back(self) -> Manifest | None:
+        """Serve the model before this one where this one's files are damaged; None where nothing was changed."""
+        before = self.registry.champion()
+        stand_in = self.registry.step_back()
+        if stand_in is not None and before is not None:
+            self.audit.note("step back", stand_in.id, {"damaged": before.id})
+        return stand_in
+
+
+def _require_gate(manifest: Manifest) -> None:
+    """A tuned model is a new model: it needs a report that it passed. A base that the school brought has nothing to show."""
+    report = manifest.report
+    if manifest.kind == "base" or (report is not None and report.get("passed")):
+        return
+    reasons = " ".join((report or {}).get("reasons", [])) or "It was never judged."
+    raise GateNotPassed(
+        f"The model {manifest.id!r} did not pass the gate. {reasons}",
+        f"Keep what serves; or, knowing that, `appliance models promote {manifest.id} --accept REASON`.",
+    )
 
 
 def _held(path: Path) -> bool:

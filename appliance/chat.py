@@ -100,7 +100,8 @@ class Chat:
             self._accounts.require(user, "instruct", "chat")
         started = time.monotonic()
         sources = await self._find(question, collections)
-        serving = await self._pool.serving()
+        task = f"{module}/{subject.casefold()}" if subject else module
+        serving = await self._pool.serving(task)
         starter = await self._is_starter(model, serving)
         limit = max_tokens or (min(STARTER_TOKENS, self._settings.answer_tokens) if starter else self._settings.answer_tokens)
         if self._pool.context > 0:
@@ -110,7 +111,7 @@ class Chat:
         request = Request(
             plan.messages, model, limit, temperature, top_p=top_p, seed=seed, stop=tuple(stop), user=user.id,
             repeat_penalty=STARTER_PENALTY if starter else 1.0,
-            passages=tuple(sources.passages), question=question,
+            passages=tuple(sources.passages), question=question, task=task,
         )  # fmt: skip
         async with aclosing(self._events(request, plan, sources, serving, starter)) as events:
             async for event in events:

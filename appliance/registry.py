@@ -1,7 +1,8 @@
 """The models this box has: a folder each, a manifest with the sha256 of every file, and which one serves.
 
-Hides the layout below `HOME/models`, the atomic replacement of `active.json`, and verification: a file that is not in its
-manifest, or differs from it by one byte, is never handed to a parser. It neither loads models nor judges them.
+Hides the layout below `HOME/models`, the atomic replacement of `active.json`, the names that tasks and subjects give to models,
+verification, and the step back to the previous model where the one that serves was damaged: a file that is not in its manifest,
+or differs from it by one byte, is never handed to a parser. It neither loads models nor judges them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from appliance.files import sha256_of, sync, write_atomically
 Kind = Literal["base", "adapter"]
 ALIASES = ("champion", "previous")
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+# A task, or a task for one subject: "teacher_responder", "teacher_responder/mathematics".
+_TASK = re.compile(r"[a-z][a-z0-9_]{0,39}(/[^\W_][\w .-]{0,39})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class Registry:
             if by_alias:
                 raise
             aliases = {}  # an id is found whatever happened to the list of what serves
+        aliases |= self.tasks()
         wanted = aliases.get("champion" if name == "default" else name, name)
         path = self.root / wanted / "manifest.json"
         if not _ID.fullmatch(wanted) or not path.is_file():
@@ -94,7 +98,7 @@ class Registry:
             raw = json.loads(path.read_text("utf-8"))
             raw["files"] = {name: FileFact(**fact) for name, fact in raw["files"].items()}
             raw["parents"] = tuple(raw["parents"])
-            own = tuple(alias for alias, target in aliases.items() if target == wanted)
+            own = tuple(sorted(alias for alias, target in aliases.items() if target == wanted))
             return Manifest(**raw, aliases=own)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadInput(
@@ -107,20 +111,47 @@ class Registry:
 
     def aliases(self) -> dict[str, str]:
         """Alias to id. Empty where nothing was promoted yet."""
-        try:
-            raw = json.loads((self.root / "active.json").read_text("utf-8"))
-            return {alias: str(raw[alias]) for alias in ALIASES if raw.get(alias)}
-        except FileNotFoundError:
-            return {}
-        except (ValueError, AttributeError):
-            raise ModelUnavailable(
-                f"{self.root / 'active.json'} is damaged, so it is not known which model serves.",
-                "Promote a model again: `appliance models promote ID`.",
-            ) from None
+        raw = self._active()
+        return {alias: str(raw[alias]) for alias in ALIASES if raw.get(alias)}
 
     def champion(self) -> Manifest | None:
         """The model that serves, or None where none was promoted."""
         return self.get("champion") if "champion" in self.aliases() else None
+
+    def damaged(self) -> str | None:
+        """The alarm: the id of the champion that was found damaged and stepped back from; None once another was promoted."""
+        raw = self._active()
+        return str(raw["damaged"]) if raw.get("damaged") else None
+
+    def _active(self) -> dict[str, Any]:
+        try:
+            raw = json.loads((self.root / "active.json").read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            raw = None
+        if not isinstance(raw, dict):
+            raise ModelUnavailable(
+                f"{self.root / 'active.json'} is damaged, so it is not known which model serves.",
+                "Promote a model again: `appliance models promote ID`.",
+            )
+        return raw
+
+    def tasks(self) -> dict[str, str]:
+        """Task, or task/subject, to the id of the model that was chosen for it."""
+        try:
+            raw = json.loads((self.root / "tasks.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}  # the champion answers where a choice is lost
+        return {str(task): str(id) for task, id in raw.items()} if isinstance(raw, dict) else {}
+
+    def for_task(self, task: str, subject: str = "") -> Manifest | None:
+        """The model chosen for a task and subject, else for the task, else the champion; None where nothing was promoted."""
+        chosen = self.tasks()
+        for name in (f"{task}/{subject.casefold()}", task):
+            if name in chosen:
+                return self.get(chosen[name])
+        return self.champion()
 
     def verify(self, name: str) -> Manifest:
         """Compare every file with its recorded sha256. Raises ModelUnavailable naming the first that differs.
@@ -227,11 +258,51 @@ class Registry:
                 aliases = self.aliases()
             except ModelUnavailable:
                 aliases = {}
-            if aliases.get("champion") == manifest.id:
-                return manifest
-            active = {"champion": manifest.id, "previous": aliases.get("champion")}
+            serves = aliases.get("champion") == manifest.id
+            # An alarm about a damaged model ends here: somebody has chosen what serves.
+            active = {"champion": manifest.id, "previous": aliases.get("previous" if serves else "champion")}
             write_atomically(self.root / "active.json", json.dumps(active))
         return self.get(manifest.id)
+
+    def step_back(self) -> Manifest | None:
+        """Where the champion's files are damaged and the previous model's are not, have that one serve and remember the alarm.
+
+        The new champion, or None where nothing was changed: the champion is whole, or nothing whole is there to go back to.
+        """
+        with self._lock():
+            aliases = self.aliases()
+            champion, previous = aliases.get("champion"), aliases.get("previous")
+            if champion is None or previous is None or self._whole(champion) or not self._whole(previous):
+                return None
+            active = {"champion": previous, "previous": None, "damaged": champion}
+            write_atomically(self.root / "active.json", json.dumps(active))
+        return self.get(previous)
+
+    def _whole(self, name: str) -> bool:
+        try:
+            manifest = self.verify(name)
+            if manifest.base is not None:
+                self.verify(manifest.base)
+        except ApplianceError:
+            return False
+        return True
+
+    def choose(self, task: str, name: str | None) -> Manifest | None:
+        """Have a model answer for `task` ("teacher_responder", or "teacher_responder/history"); None takes the choice back.
+
+        Raises BadInput for a task's name that cannot be, NotFound, ModelUnavailable where the model's files are damaged.
+        """
+        task = task.casefold()
+        if not _TASK.fullmatch(task):
+            raise BadInput(f"{task!r} is not the name of a task.", "Write it like teacher_responder/history.")
+        manifest = None if name is None else self.verify(name)
+        with self._lock():
+            tasks = self.tasks()
+            tasks.pop(task, None)
+            if manifest is not None:
+                tasks[task] = manifest.id
+            write_atomically(self.root / "tasks.json", json.dumps(tasks, ensure_ascii=False, indent=1))
+        return manifest
 
     def rollback(self) -> Manifest:
         """Promote `previous`. Raises NotFound where there is none."""
@@ -240,14 +311,23 @@ class Registry:
             raise NotFound("There is no earlier model to go back to.", "See `appliance models list`.")
         return self.promote(previous)
 
+    def judged(self, name: str, report: dict[str, Any]) -> Manifest:
+        """Replace what is recorded of a model's judging: it was judged anew, against another model than before."""
+        with self._lock():
+            manifest = self.get(name)
+            path = self.root / manifest.id / "manifest.json"
+            record = json.loads(path.read_text("utf-8")) | {"report": report}
+            write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False))
+        return self.get(manifest.id)
+
     def remove(self, name: str) -> None:
         """Delete a model. Raises Conflict while it serves, could be rolled back to, or another model is built on it."""
         with self._lock():
             manifest = self.get(name)
             if manifest.aliases:
                 raise Conflict(
-                    f"The model {manifest.id!r} is the {' and the '.join(manifest.aliases)} one.",
-                    "Promote another model first.",
+                    f"The model {manifest.id!r} serves as {' and as '.join(manifest.aliases)}.",
+                    "Promote or choose another model for that first.",
                 )
             users = [other.id for other in self.list() if manifest.id in (other.base, *other.parents)]
             if users:

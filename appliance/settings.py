@@ -8,6 +8,7 @@ home folder is decided here as well, so that no other module builds such a path.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,20 @@ class Settings(BaseSettings):
     document_characters: int = Field(20_000_000, ge=1000, description="Most text that is read from one document.")
     passages: int = Field(3, ge=1, le=20, description="Passages that an answer stands on.")
     train_memory_mb: int = Field(12_000, ge=1000, description="Memory a tuning run may use before it is stopped.")
+    gpu_window: str = Field("", description="Hours in which tuning may use a GPU, such as 20:00-06:00; empty is always.")
     disk_reserve_mb: int = Field(500, ge=0, description="Free space that tuning and adding documents leave alone.")
 
     @field_validator("home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
+
+    @field_validator("gpu_window")
+    @classmethod
+    def _hours(cls, value: str) -> str:
+        if value and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", value):
+            raise ValueError("write it as 20:00-06:00")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -104,9 +113,19 @@ class Settings(BaseSettings):
         return self.home / "runs"
 
     @property
+    def jobs(self) -> Path:
+        """The record of each job, as it tells it."""
+        return self.home / "jobs"
+
+    @property
     def starter(self) -> Path:
         """The small model that comes with the box."""
         return CLONE / "models" / "starter"
+
+    @property
+    def catalog(self) -> Path:
+        """Well-known open models and what they need."""
+        return CLONE / "models" / "catalog.toml"
 
     @property
     def content(self) -> Path:

@@ -146,3 +146,64 @@ def test_kill_during_promotion_leaves_one_of_the_two(registry: Registry) -> None
         active = json.loads((registry.root / "active.json").read_text())
         assert {active["champion"], active["previous"]} == {"one", "two"}
         assert Registry(registry.root).champion() is not None
+
+
+def test_a_damaged_champion_is_stepped_back_from_and_the_alarm_stays_until_somebody_chooses(registry: Registry) -> None:
+    add(registry, "one")
+    add(registry, "two")
+    registry.promote("one")
+    registry.promote("two")
+    assert registry.step_back() is None and registry.damaged() is None, "nothing is damaged"
+    (registry.folder("two") / "model.gguf").write_bytes(b"weighTs")
+    stand_in = registry.step_back()
+    assert stand_in is not None and stand_in.id == "one"
+    assert registry.damaged() == "two"
+    assert registry.aliases() == {"champion": "one"}, "nobody may go back to what is damaged"
+    registry.promote("one")
+    assert registry.damaged() is None
+
+
+def test_there_is_no_step_back_to_a_model_that_is_damaged_as_well(registry: Registry) -> None:
+    add(registry, "one")
+    add(registry, "two")
+    registry.promote("one")
+    registry.promote("two")
+    for name in ("one", "two"):
+        (registry.folder(name) / "model.gguf").write_bytes(b"weighTs")
+    assert registry.step_back() is None
+    assert registry.aliases() == {"champion": "two", "previous": "one"}
+
+
+def test_a_task_and_a_subject_can_have_a_model_of_their_own(registry: Registry) -> None:
+    for name in ("general", "history", "pupils"):
+        add(registry, name)
+    assert registry.for_task("teacher_responder", "history") is None
+    registry.promote("general")
+    registry.choose("teacher_responder/History", "history")
+    registry.choose("student_reaction", "pupils")
+    chosen = {
+        (task, subject): manifest.id
+        for task in ("teacher_responder", "student_reaction")
+        for subject in ("", "history", "Mathematics")
+        if (manifest := registry.for_task(task, subject))
+    }
+    assert chosen == {
+        ("teacher_responder", ""): "general",
+        ("teacher_responder", "history"): "history",
+        ("teacher_responder", "Mathematics"): "general",
+        ("student_reaction", ""): "pupils",
+        ("student_reaction", "history"): "pupils",
+        ("student_reaction", "Mathematics"): "pupils",
+    }
+    assert registry.get("history").aliases == ("teacher_responder/history",)
+    with pytest.raises(Conflict, match="teacher_responder/history"):
+        registry.remove("history")
+    registry.choose("teacher_responder/history", None)
+    registry.remove("history")
+
+
+@pytest.mark.parametrize("task", ["", "../x", "a b", "teacher_responder/", "teacher_responder/../x", "x/y/z"])
+def test_a_task_has_a_plain_name(registry: Registry, task: str) -> None:
+    add(registry, "one")
+    with pytest.raises(BadInput, match="name of a task"):
+        registry.choose(task, "one")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import click
 
 from appliance.cli.output import Output, command, size
+from appliance.errors import ModelUnavailable
 from appliance.registry import Manifest, Registry
 
 
@@ -33,10 +34,16 @@ def _record(manifest: Manifest) -> dict[str, Any]:
 
 
 @models.command("list")
+@click.option("--fit", is_flag=True, help="Well-known open models, and which of them suit this machine.")
 @command
-async def list_models(out: Output) -> int:
+async def list_models(out: Output, fit: bool) -> int:
     """List the models, and which of them serves."""
-    found = Registry(out.settings.models).list()
+    if fit:
+        return _list_fit(out)
+    from appliance.tuning.retention import describe
+
+    registry = Registry(out.settings.models)
+    found = registry.list()
     rows = [
         (
             m.id,
@@ -48,11 +55,48 @@ async def list_models(out: Output) -> int:
         )
         for m in found
     ]
+    used = describe(found, out.settings.runs)
     if rows:
         out.table(("id", "kind", "base", "size", "serves as", "made"), rows)
+        out.say(f"Models take {size(used['models'])}, tuning runs {size(used['runs'])} (`appliance models prune`).")
     else:
         out.say("There are no models yet. Make one with `appliance demo` or `appliance tune huggingface --examples FILE`.")
-    out.result({"models": [_record(manifest) for manifest in found]})
+    damaged = registry.damaged()
+    if damaged:
+        out.note(alarm(damaged))
+    out.result({"models": [_record(manifest) for manifest in found], "disk": used, "damaged": damaged})
+    return 0
+
+
+def alarm(damaged: str) -> str:
+    return (
+        f"ALARM: the files of {damaged} were damaged, so the model before it serves now. "
+        "Check the disk, tune or import it again, and promote what shall serve."
+    )
+
+
+def _list_fit(out: Output) -> int:
+    from appliance.tuning.catalog import CLASS_CONVERSATIONS, CLASS_TOKENS, Machine, fit, load
+
+    machine = Machine.here()
+    fits = [fit(model, machine) for model in load(out.settings.catalog)]
+    gpu = f"a GPU with {size(machine.gpu)}" if machine.gpu else "no GPU"
+    out.say(f"This machine: {size(machine.memory)} memory, {machine.cores} cores, {gpu}.")
+    out.table(
+        ("model", "licence", "file", "serving", "GPU to tune", "serves a class here", "tuned here"),
+        [
+            (
+                one.model.name, one.model.licence, size(one.model.file_bytes), size(one.model.serving_bytes),
+                size(one.model.tuning_bytes), one.serve, one.tune,
+            )
+            for one in fits
+        ],
+    )  # fmt: skip
+    out.say(
+        f"File: 4-bit (Q4_K_M). Serving: with {CLASS_CONVERSATIONS} conversations of {CLASS_TOKENS} tokens. Estimates; `slow` "
+        "means that it fits and a class would wait."
+    )
+    out.result({"machine": machine, "models": fits})
     return 0
 
 
@@ -60,17 +104,15 @@ async def list_models(out: Output) -> int:
 @click.argument("name")
 @command
 async def show(out: Output, name: str) -> int:
-    """Show everything known of a model."""
-    manifest = Registry(out.settings.models).get(name)
-    for label, value in (
-        ("id", manifest.id), ("title", manifest.title), ("kind", manifest.kind), ("base", manifest.base or "-"),
-        ("licence", manifest.licence), ("context", f"{manifest.context} tokens"), ("size", size(manifest.bytes)),
-        ("parents", ", ".join(manifest.parents) or "-"), ("dataset", manifest.dataset or "-"),
-        ("recipe", manifest.recipe or "-"), ("serves as", ", ".join(manifest.aliases) or "-"),
-    ):  # fmt: skip
-        out.say(f"{label:10} {value}")
-    if manifest.starter:
-        out.say("This is the small starter or was tuned from it: for trying the box, not for pupils.")
+    """Show a model's card: what it is, what it was made of, how it was judged."""
+    from appliance.app import Appliance
+
+    appliance = Appliance.open(out.settings)
+    try:
+        manifest = appliance.registry.get(name)
+        out.say(appliance.card(manifest))
+    finally:
+        await appliance.close()
     out.result(manifest)
     return 0
 
@@ -111,22 +153,41 @@ async def export(out: Output, name: str, path: Path, form: Literal["gguf", "adap
 @click.argument("name", required=False)
 @command
 async def verify(out: Output, name: str | None) -> int:
-    """Compare every file of a model (or of all) with what was registered."""
-    registry = Registry(out.settings.models)
-    names = [name] if name else [manifest.id for manifest in registry.list()]
-    for each in names:
-        registry.verify(each)
-        out.say(f"{each}: every file is as registered.")
-    out.result({"verified": names})
-    return 0
+    """Compare every file of a model (or of all) with what was registered; a damaged champion is stepped back from."""
+    from appliance.app import Appliance
+
+    appliance = Appliance.open(out.settings)
+    sound: list[str] = []
+    faults: dict[str, str] = {}
+    try:
+        for each in [name] if name else [manifest.id for manifest in appliance.registry.list()]:
+            try:
+                appliance.registry.verify(each)
+            except ModelUnavailable as error:
+                faults[each] = error.message
+                out.say(error.message)
+            else:
+                sound.append(each)
+                out.say(f"{each}: every file is as registered.")
+        stand_in = appliance.step_back()
+        damaged = appliance.registry.damaged()
+    finally:
+        await appliance.close()
+    if stand_in is not None and damaged is not None:
+        out.note(alarm(damaged))
+        out.say(f"{stand_in.id} serves now.")
+    elif faults:
+        out.note("Tune or import what is damaged again; `appliance models list` says what serves.")
+    out.result({"verified": sound, "damaged": faults, "serves_now": stand_in.id if stand_in else None})
+    return 1 if faults else 0
 
 
-async def _serve(out: Output, name: str | None) -> int:
+async def _serve(out: Output, name: str | None, accept: str = "") -> int:
     from appliance.app import Appliance
 
     appliance = Appliance.open(out.settings)
     try:
-        manifest = await (appliance.promote(name) if name else appliance.rollback())
+        manifest = await (appliance.promote(name, accept=accept) if name else appliance.rollback())
     finally:
         await appliance.close()
     out.say(f"{manifest.id} serves now.")
@@ -136,10 +197,11 @@ async def _serve(out: Output, name: str | None) -> int:
 
 @models.command()
 @click.argument("name")
+@click.option("--accept", default="", metavar="REASON", help="Serve it although the gate refused it; the record keeps why.")
 @command
-async def promote(out: Output, name: str) -> int:
+async def promote(out: Output, name: str, accept: str) -> int:
     """Serve NAME from now on, once it has loaded and answered; no restart is needed."""
-    return await _serve(out, name)
+    return await _serve(out, name, accept)
 
 
 @models.command()
@@ -150,11 +212,66 @@ async def rollback(out: Output) -> int:
 
 
 @models.command()
+@click.argument("task")
+@click.argument("name", metavar="ID", required=False)
+@click.option("--champion", is_flag=True, help="Take the choice back: what serves in general answers for this task as well.")
+@command
+async def choose(out: Output, task: str, name: str | None, champion: bool) -> int:
+    """Have the model ID answer for TASK: `teacher_responder`, or for one subject `teacher_responder/history`."""
+    if (name is None) != champion:
+        raise click.UsageError("Give a model's id, or --champion.")
+    from appliance.app import Appliance
+
+    appliance = Appliance.open(out.settings)
+    try:
+        chosen = appliance.choose(task, name)
+    finally:
+        await appliance.close()
+    out.say(f"{chosen.id} answers for {task}." if chosen else f"What serves in general answers for {task}.")
+    out.result({"task": task, "id": chosen.id if chosen else None})
+    return 0
+
+
+@models.command()
 @click.argument("name")
 @command
 async def remove(out: Output, name: str) -> int:
     """Delete a model that nothing needs."""
-    Registry(out.settings.models).remove(name)
+    from appliance.app import Appliance
+
+    appliance = Appliance.open(out.settings)
+    try:
+        appliance.registry.remove(name)
+        appliance.audit.note("remove model", name)
+    finally:
+        await appliance.close()
     out.say("Removed.")
     out.result({"removed": name})
+    return 0
+
+
+@models.command()
+@click.option("--keep", type=click.IntRange(min=0), default=5, show_default=True, help="Newest candidates and runs that stay.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@command
+async def prune(out: Output, keep: int, dry_run: bool) -> int:
+    """Free the disk of old candidates and runs that nothing needs; their reports stay."""
+    from appliance.app import Appliance
+    from appliance.tuning import retention
+
+    appliance = Appliance.open(out.settings)
+    try:
+        doomed = retention.plan(appliance.registry, out.settings.runs, keep)
+        if not dry_run and (doomed.models or doomed.runs):
+            retention.prune(appliance.registry, doomed, out.settings.run / "tune.lock")
+            appliance.audit.note("prune", "models", {"models": doomed.models, "runs": [path.name for path in doomed.runs]})
+    finally:
+        await appliance.close()
+    for name in doomed.models:
+        out.say(f"model {name}")
+    for path in doomed.runs:
+        out.say(f"run   {path.name} (its report stays)")
+    verb = "would come" if dry_run else "came"
+    out.say(f"{len(doomed.models)} models and {len(doomed.runs)} runs: {size(doomed.bytes)} {verb} free.")
+    out.result({"models": doomed.models, "runs": doomed.runs, "bytes": doomed.bytes, "removed": not dry_run})
     return 0

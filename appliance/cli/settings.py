@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from appliance.cli.models import alarm
 from appliance.cli.output import Output, command
 from appliance.settings import Settings
 
@@ -31,8 +32,11 @@ async def status(out: Output) -> int:
     appliance = Appliance.open(out.settings)
     serving = await appliance.pool.serving()
     documents = await appliance.library.documents()
+    damaged = appliance.registry.damaged()
     await appliance.close()
     out.say(f"Answers come from: {serving.title}. {serving.detail}")
     out.say(f"Documents: {len(documents)}.")
-    out.result({"serving": serving, "documents": len(documents)})
-    return 0 if serving.ok else 1
+    if damaged:
+        out.say(alarm(damaged))
+    out.result({"serving": serving, "documents": len(documents), "damaged": damaged})
+    return 0 if serving.ok and not damaged else 1

@@ -47,6 +47,7 @@ class Usage:
 class Request:
     """One answer to make. `model` names a registry id or alias; back ends with a single model ignore it.
 
+    `task` says which task asks, as "teacher_responder" or "teacher_responder/history": a model may have been chosen for it.
     temperature 0 is greedy. `seed` None draws one. `passages` are the sources that the prompt already contains, for handlers
     that quote. `deadline` is in seconds from the call.
     """
@@ -66,6 +67,7 @@ class Request:
     deadline: float | None = None
     ignore_eos: bool = False
     user: str = ""
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)

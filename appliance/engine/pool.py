@@ -48,12 +48,15 @@ class Engine(Handler, Protocol):
 
 
 class Pool:
-    """`active` tells the promoted model (None: none); it is asked for each request, so a promotion needs no restart."""
+    """`active` tells the model for a task, None where none was promoted.
+
+    It is asked for each request, so a promotion needs no restart.
+    """
 
     name = "pool"
     slots = 1
 
-    def __init__(self, engine: Engine, quotes: Handler, active: Callable[[], Active | None]) -> None:
+    def __init__(self, engine: Engine, quotes: Handler, active: Callable[[str], Active | None]) -> None:
         self.engine = engine
         self._quotes = quotes
         self._active = active
@@ -69,7 +72,7 @@ class Pool:
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Stream from the right handler. Raises what it raises; ModelUnavailable in mid-answer if the engine died."""
-        active = self._current()
+        active = self._current(request.task)
         if request.model == QUOTES or (request.model == "default" and active is None):
             handler: Handler = self._quotes
         else:
@@ -104,8 +107,9 @@ class Pool:
     async def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         return await self.engine.embed(texts)
 
-    async def serving(self) -> Serving:
-        active = self._current()
+    async def serving(self, task: str = "") -> Serving:
+        """Who would answer a question for `task` now."""
+        active = self._current(task)
         if active is None:
             return Serving(QUOTES, QUOTES, "Quotes from the documents", False, True, "No model has been promoted yet.")
         health = await self.engine.health()
@@ -121,9 +125,9 @@ class Pool:
     async def close(self) -> None:
         await self.engine.close()
 
-    def _current(self) -> Active | None:
+    def _current(self, task: str = "") -> Active | None:
         try:
-            return self._active()
+            return self._active(task)
         except (ApplianceError, OSError):
             return None  # the registry cannot tell what serves, or it is damaged: quotes do
 

@@ -46,7 +46,7 @@ class Quoting(Fake):
 
 
 def pool(engine: Engine, active: Active | None = ACTIVE) -> Pool:
-    return Pool(engine, Quoting(), lambda: active)
+    return Pool(engine, Quoting(), lambda _task: active)
 
 
 async def handlers(pool: Pool, model: str = "default") -> set[str]:
@@ -84,7 +84,7 @@ async def test_an_engine_that_dies_in_mid_answer_is_an_error_not_a_mixture() -> 
     "fault", [ModelUnavailable("active.json is damaged"), BadInput("manifest"), NotFound("gone"), OSError()]
 )
 async def test_an_unreadable_registry_means_quotes(fault: Exception) -> None:
-    def damaged() -> Active | None:
+    def damaged(_task: str) -> Active | None:
         raise fault
 
     assert await handlers(Pool(Engine(), Quoting(), damaged)) == {"quotes"}

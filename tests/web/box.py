@@ -88,7 +88,7 @@ class PretendPool:
         self.requests: list[Request] = []
         self.open = 0
 
-    async def serving(self) -> Serving:
+    async def serving(self, task: str = "") -> Serving:  # noqa: ARG002
         if self.model is None or self.down:
             return Serving("quotes", "quotes", "Quotes from the documents", False, not self.down, "Quotes answer.")
         return Serving("llama", self.model, "Green model", self.starter, True, "The promoted model answers.")
