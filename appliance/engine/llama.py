@@ -1,13 +1,14 @@
 """The one thin wrapper over llama_cpp's low-level calls: a loaded GGUF, its vocabulary, and a batch to decode.
 
 Hides ctypes, pointer lifetimes, and the choice of the CPU back end (the wheel carries one library per processor generation).
-It holds no policy: which sequence runs when is the scheduler's. Not thread-safe; one thread owns an instance.
+It holds no policy: which sequence runs when, and what is kept, is the loop's. Not thread-safe; one thread owns an instance.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,20 @@ from appliance.errors import ModelUnavailable
 BATCH = 512  # tokens that one decode call takes at most
 
 
-@functools.cache
+_FIRST = threading.Lock()
+
+
 def _library() -> Any:
-    """llama_cpp, silenced, with the best CPU back end for this processor loaded. Once per process."""
+    """llama_cpp, silenced, with the best CPU back end for this processor loaded. Once per process.
+
+    Two models may be loaded by two threads at once: a second set-up would free the log callback that the first one handed over.
+    """
+    with _FIRST:
+        return _set_up()
+
+
+@functools.cache
+def _set_up() -> Any:
     import llama_cpp
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -43,18 +55,19 @@ def _library() -> Any:
 
 
 class Llama:
-    """A model file and room for `sequences` conversations of `context` tokens (0: what the model was trained for) each.
+    """A model file, and a cache of `cells` tokens (0: `context` for each) that up to `sequences` conversations share.
 
-    Raises ModelUnavailable.
+    context: tokens of one conversation, 0 for what the model was trained for. Raises ModelUnavailable.
     """
 
-    def __init__(self, path: Path, *, threads: int, context: int, sequences: int, adapter: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, *, threads: int, context: int, sequences: int, adapter: Path | None = None, cells: int = 0
+    ) -> None:
         lib = self._lib = _library()
         params = lib.llama_model_default_params()
         self._model = lib.llama_model_load_from_file(str(path).encode(), params)
         self._adapter: Any = None
         self._context: Any = None
-        self._batch: Any = None
         self.memory: Any = None
         if not self._model:
             raise ModelUnavailable(
@@ -73,8 +86,11 @@ class Llama:
                     f"llama.cpp cannot load the adapter {adapter.name}: it is damaged or belongs to another base model.",
                     "Tune again, or serve another model with `appliance models rollback`.",
                 )
-        self._make_context(self.context * sequences, sequences, threads)
-        self._batch = lib.llama_batch_init(BATCH, 0, 1)
+        self.cells = max(cells, self.context) if cells else self.context * sequences
+        self._make_context(self.cells, sequences, threads)
+        self._batch = _Batch(lib)
+        # A recurrent model's state is one for the whole past: no part of it can be copied or taken back.
+        self.divisible = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
 
     def _make_context(self, cells: int, sequences: int, threads: int) -> None:
         lib = self._lib
@@ -142,15 +158,7 @@ class Llama:
 
         Raises ModelUnavailable on any other failure.
         """
-        batch = self._batch
-        batch.n_tokens = len(rows)
-        for i, (token, position, sequence, wants) in enumerate(rows):
-            batch.token[i] = token
-            batch.pos[i] = position
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = sequence
-            batch.logits[i] = wants
-        code = self._lib.llama_decode(self._context, batch)
+        code = self._lib.llama_decode(self._context, self._batch.filled(rows))
         if code not in (0, 1):
             raise ModelUnavailable(
                 f"llama.cpp failed while computing (code {code}).", "The engine restarts by itself; ask again."
@@ -162,9 +170,26 @@ class Llama:
         pointer = self._lib.llama_get_logits_ith(self._context, row)
         return np.ctypeslib.as_array(pointer, shape=(self.vocabulary,))
 
-    def forget(self, sequence: int) -> None:
-        """Free all cells of a sequence."""
-        self._lib.llama_memory_seq_rm(self.memory, sequence, -1, -1)
+    # --- the cache ----------------------------------------------------------------------------------------------------
+    def forget(self, sequence: int, start: int = 0) -> None:
+        """Free the cells of a sequence from position `start` on."""
+        self._lib.llama_memory_seq_rm(self.memory, sequence, start, -1)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give the empty sequence `target` the first `length` cells of another: nothing is computed or moved, they share."""
+        self._lib.llama_memory_seq_cp(self.memory, source, target, 0, length)
+
+    def state(self, sequence: int) -> bytes:
+        """A sequence's cells as bytes that `restore` of the same model and release takes."""
+        size = self._lib.llama_state_seq_get_size(self._context, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        written = self._lib.llama_state_seq_get_data(self._context, buffer, size, sequence)
+        return bytes(memoryview(buffer)[:written])
+
+    def restore(self, sequence: int, data: bytes) -> bool:
+        """Fill an empty sequence with what `state` gave; False where it does not fit this model or no room is left."""
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        return bool(self._lib.llama_state_seq_set_data(self._context, buffer, len(data), sequence))
 
     # --- sampling -----------------------------------------------------------------------------------------------------
     def sampler(self, *, temperature: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int) -> Any:
@@ -195,9 +220,6 @@ class Llama:
     def close(self) -> None:
         """Give the memory back. Calling it twice is harmless."""
         lib = self._lib
-        if self._batch is not None:
-            lib.llama_batch_free(self._batch)
-            self._batch = None
         if self._context:
             lib.llama_free(self._context)
         if self._adapter:
@@ -205,3 +227,32 @@ class Llama:
         if self._model:
             lib.llama_model_free(self._model)
         self._context = self._adapter = self._model = None
+
+
+class _Batch:
+    """The rows of one decode call, in buffers of our own: numpy fills them in five calls, where ctypes would take a
+    microsecond for each number."""
+
+    def __init__(self, lib: Any) -> None:
+        self._columns = [np.zeros(BATCH, np.int32) for _ in range(3)]  # token, position, sequence
+        self._wants = np.zeros(BATCH, np.int8)
+        self._one = np.ones(BATCH, np.int32)
+        token, position, sequence = self._columns
+        pointers = sequence.ctypes.data + 4 * np.arange(BATCH, dtype=np.uint64)
+        self._pointers = np.ascontiguousarray(pointers, dtype=np.uint64)
+
+        def address(array: npt.NDArray[Any], kind: Any) -> Any:
+            return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
+
+        self._struct = lib.llama_batch(
+            0, address(token, ctypes.c_int32), None, address(position, ctypes.c_int32), address(self._one, ctypes.c_int32),
+            address(self._pointers, ctypes.POINTER(ctypes.c_int32)), address(self._wants, ctypes.c_int8),
+        )  # fmt: skip
+
+    def filled(self, rows: Sequence[tuple[int, int, int, bool]]) -> Any:
+        table = np.array(rows, dtype=np.int32)
+        count = self._struct.n_tokens = len(rows)
+        for number, column in enumerate(self._columns):
+            column[:count] = table[:, number]
+        self._wants[:count] = table[:, 3]
+        return self._struct
