@@ -45,6 +45,7 @@ class FairQueue(Generic[Item]):
         self._users: dict[str, _Clock[Item]] = {}
         self._arrivals = itertools.count()
         self._length = 0
+        self.version = 0  # rises with every change
 
     def __len__(self) -> int:
         return self._length
@@ -52,6 +53,7 @@ class FairQueue(Generic[Item]):
     def add(self, item: Item, *, group: str, user: str, cost: float) -> None:
         self._waiting.setdefault(group, {}).setdefault(user, deque()).append((next(self._arrivals), item, cost))
         self._length += 1
+        self.version += 1
 
     def first(self) -> Item | None:
         """Whose turn it is."""
@@ -79,6 +81,7 @@ class FairQueue(Generic[Item]):
                     if waiting is item:
                         del queue[place]
                         self._length -= 1
+                        self.version += 1
                         self._tidy(group, user)
                         return True
         return False
@@ -128,6 +131,7 @@ class FairQueue(Generic[Item]):
     def _drop(self, group: str, user: str) -> None:
         self._waiting[group][user].popleft()
         self._length -= 1
+        self.version += 1
         self._tidy(group, user)
 
     def _tidy(self, group: str, user: str) -> None:

@@ -48,8 +48,10 @@ class Request:
     """One answer to make. `model` names a registry id or alias; back ends with a single model ignore it.
 
     `task` says which task asks, as "teacher_responder" or "teacher_responder/history": a model may have been chosen for it.
-    temperature 0 is greedy. `seed` None draws one. `passages` are the sources that the prompt already contains, for handlers
-    that quote. `deadline` is in seconds from the call.
+    `user` and `group` (a class) are whom the queue is fair to. `adapter` is a registry id whose adapter shall answer, where the
+    back end has it loaded. temperature 0 is greedy. `seed` None or below 0 draws one. `schema` is a JSON schema that the answer
+    keeps to. `logprobs` asks for the chance of each token and of so many likeliest ones. `passages` are the sources that the
+    prompt already contains, for handlers that quote. `deadline` is in seconds from the call.
     """
 
     messages: Sequence[Message]
@@ -60,6 +62,8 @@ class Request:
     top_p: float = 0.95
     min_p: float = 0.05
     repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     stop: Sequence[str] = ()
     seed: int | None = None
     passages: Sequence[Source] = ()
@@ -67,7 +71,20 @@ class Request:
     deadline: float | None = None
     ignore_eos: bool = False
     user: str = ""
+    group: str = ""
     task: str = ""
+    adapter: str = ""
+    schema: dict[str, Any] | None = None
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChance:
+    """A token of the answer, the natural log of its chance, and the likeliest ones in its place."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +101,7 @@ class Chunk:
     usage: Usage | None = None
     model: str = ""
     handler: str = ""
+    chances: tuple[TokenChance, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,10 @@ It holds no policy: which sequence runs when, and what is kept, is the loop's. N
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from appliance.errors import ModelUnavailable
+from appliance.errors import BadInput, ModelUnavailable
 
 BATCH = 512  # tokens that one decode call takes at most
 
@@ -54,19 +56,30 @@ def _set_up() -> Any:
     return llama_cpp
 
 
-class Llama:
-    """A model file, and a cache of `cells` tokens (0: `context` for each) that up to `sequences` conversations share.
+def _free_memory() -> int:
+    """Bytes that could be had without swapping."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
-    context: tokens of one conversation, 0 for what the model was trained for. Raises ModelUnavailable.
+
+class Llama:
+    """A model file, and a cache of tokens that up to `sequences` conversations share.
+
+    context: tokens of one conversation, 0 for what the model was trained for. conversations: for how many of that length there
+    is room, as far as `cache_bytes` reach (0: a quarter of the memory that is free). Raises ModelUnavailable.
     """
 
     def __init__(
-        self, path: Path, *, threads: int, context: int, sequences: int, adapter: Path | None = None, cells: int = 0
+        self, path: Path, *, threads: int, context: int, conversations: int = 1, sequences: int = 1, cache_bytes: int = 0
     ) -> None:
         lib = self._lib = _library()
         params = lib.llama_model_default_params()
         self._model = lib.llama_model_load_from_file(str(path).encode(), params)
-        self._adapter: Any = None
+        self._adapters: dict[str, Any] = {}
+        self._worn = ""
         self._context: Any = None
         self.memory: Any = None
         if not self._model:
@@ -78,42 +91,74 @@ class Llama:
         self.vocabulary = int(lib.llama_vocab_n_tokens(self.vocab))
         self.context = context or int(lib.llama_model_n_ctx_train(self._model))
         self.template = self.meta("tokenizer.chat_template")
-        if adapter is not None:
-            self._adapter = lib.llama_adapter_lora_init(self._model, str(adapter).encode())
-            if not self._adapter:
-                self.close()
-                raise ModelUnavailable(
-                    f"llama.cpp cannot load the adapter {adapter.name}: it is damaged or belongs to another base model.",
-                    "Tune again, or serve another model with `appliance models rollback`.",
-                )
-        self.cells = max(cells, self.context) if cells else self.context * sequences
-        self._make_context(self.cells, sequences, threads)
+        self.sequences = sequences
+        self.cell_bytes = self._cell_bytes()
+        room = (cache_bytes or _free_memory() // 4) // self.cell_bytes
+        self.cells = max(self.context, min(self.context * conversations, room // 256 * 256))
+        self._make_context(threads)
         self._batch = _Batch(lib)
         # A recurrent model's state is one for the whole past: no part of it can be copied or taken back.
         self.divisible = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
 
-    def _make_context(self, cells: int, sequences: int, threads: int) -> None:
+    def _cell_bytes(self) -> int:
+        """Memory that one token takes in the cache: keys and values of every layer, in 16 bits."""
+        lib = self._lib
+        family = self.meta("general.architecture")
+        heads = max(1, lib.llama_model_n_head_kv(self._model))
+        size = lib.llama_model_n_embd(self._model) // max(1, lib.llama_model_n_head(self._model))
+        key, value = (int(self.meta(f"{family}.attention.{name}_length") or size) for name in ("key", "value"))
+        return int(max(1, lib.llama_model_n_layer(self._model) * heads * (key + value) * 2))
+
+    def _make_context(self, threads: int) -> None:
         lib = self._lib
         params = lib.llama_context_default_params()
-        params.n_ctx = cells
+        params.n_ctx = self.cells
         params.n_batch = params.n_ubatch = BATCH
-        params.n_seq_max = sequences
+        params.n_seq_max = self.sequences
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
+        params.swa_full = True  # or a window's cells would be gone before another conversation could share them
         params.no_perf = True
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             self.close()
             raise ModelUnavailable(
-                f"There is not enough memory for {cells} tokens of conversation.", "Set `context` or `slots` lower."
+                f"There is not enough memory for {self.cells} tokens of conversation.", "Set `context` or `slots` lower."
             )
         self.memory = lib.llama_get_memory(self._context)
-        if self._adapter:
-            adapters = (lib.llama_adapter_lora_p_ctypes * 1)(self._adapter)
-            scales = (ctypes.c_float * 1)(1.0)
-            if lib.llama_set_adapters_lora(self._context, adapters, 1, scales) != 0:
-                self.close()
-                raise ModelUnavailable("llama.cpp refused the adapter.", "Serve another model: `appliance models rollback`.")
+
+    # --- adapters -----------------------------------------------------------------------------------------------------
+    def learn(self, name: str, path: Path) -> None:
+        """Load an adapter beside the base, under a name. Raises ModelUnavailable."""
+        if name in self._adapters:
+            return
+        adapter = self._lib.llama_adapter_lora_init(self._model, str(path).encode())
+        if not adapter:
+            raise ModelUnavailable(
+                f"llama.cpp cannot load the adapter {path.name}: it is damaged or belongs to another base model.",
+                "Tune again, or serve another model with `appliance models rollback`.",
+            )
+        self._adapters[name] = adapter
+
+    def unlearn(self, name: str) -> None:
+        """Give an adapter's memory back."""
+        if self._worn == name:
+            self.wear("")
+        adapter = self._adapters.pop(name, None)
+        if adapter:
+            self._lib.llama_adapter_lora_free(adapter)
+
+    def wear(self, name: str) -> None:
+        """Compute with this adapter from now on; "" is the base alone."""
+        if name == self._worn:
+            return
+        adapters = [self._adapters[name]] if name else []
+        count = len(adapters)
+        given = (self._lib.llama_adapter_lora_p_ctypes * max(1, count))(*adapters)
+        scales = (ctypes.c_float * max(1, count))(*[1.0] * count)
+        if self._lib.llama_set_adapters_lora(self._context, given, count, scales) != 0:
+            raise ModelUnavailable("llama.cpp refused the adapter.", "Serve another model: `appliance models rollback`.")
+        self._worn = name
 
     # --- vocabulary ---------------------------------------------------------------------------------------------------
     def meta(self, key: str) -> str:
@@ -192,12 +237,35 @@ class Llama:
         return bool(self._lib.llama_state_seq_set_data(self._context, buffer, len(data), sequence))
 
     # --- sampling -----------------------------------------------------------------------------------------------------
-    def sampler(self, *, temperature: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int) -> Any:
-        """A sampler chain of its own for one conversation; hand it back with `free_sampler`. Temperature 0 is greedy."""
+    def sampler(
+        self,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repeat_penalty: float,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        seed: int,
+        grammar: str = "",
+    ) -> Any:
+        """A sampler chain of its own for one conversation; hand it back with `free_sampler`. Temperature 0 is greedy.
+
+        grammar: GBNF that the text keeps to. Raises BadInput where llama.cpp cannot read it.
+        """
         lib = self._lib
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        if repeat_penalty != 1.0:
-            penalties = lib.llama_sampler_init_penalties(self.vocabulary, 128, repeat_penalty, 0.0, 0.0)
+        if grammar:
+            keeper = lib.llama_sampler_init_grammar(self.vocab, grammar.encode(), b"root")
+            if not keeper:
+                lib.llama_sampler_free(chain)
+                raise BadInput("The schema cannot be followed.", "Use plain types, enums, objects and arrays.")
+            lib.llama_sampler_chain_add(chain, keeper)
+        if (repeat_penalty, frequency_penalty, presence_penalty) != (1.0, 0.0, 0.0):
+            penalties = lib.llama_sampler_init_penalties(
+                self.vocabulary, 128, repeat_penalty, frequency_penalty, presence_penalty
+            )
             lib.llama_sampler_chain_add(chain, penalties)
         if temperature <= 0:
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
@@ -222,11 +290,12 @@ class Llama:
         lib = self._lib
         if self._context:
             lib.llama_free(self._context)
-        if self._adapter:
-            lib.llama_adapter_lora_free(self._adapter)
+        for adapter in self._adapters.values():
+            lib.llama_adapter_lora_free(adapter)
+        self._adapters.clear()
         if self._model:
             lib.llama_model_free(self._model)
-        self._context = self._adapter = self._model = None
+        self._context = self._model = None
 
 
 class _Batch:

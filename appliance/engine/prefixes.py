@@ -31,14 +31,14 @@ class Prefixes:
     def __contains__(self, sequence: int) -> bool:
         return sequence in self._leaves
 
-    def match(self, tokens: Sequence[int], kind: Hashable = None) -> tuple[int, int]:
+    def match(self, tokens: list[int], kind: Hashable = None) -> tuple[int, int]:
         """(sequence, length) of the longest prefix of `tokens` that a sequence holds; (-1, 0) where there is none."""
         node = self._roots.get(kind)
         found, at = -1, 0
         while node is not None:
             best, length = None, 0
             for child in node.children:
-                same = _common(child.tokens, tokens, at)
+                same = common(child.tokens, tokens, at)
                 if same > length:
                     best, length = child, same
             if best is None:
@@ -148,15 +148,15 @@ class Prefixes:
             node = parent
 
 
-def _common(run: list[int], tokens: Sequence[int], start: int) -> int:
-    """How many tokens of `run` stand in `tokens` from `start` on."""
+def common(run: list[int], tokens: list[int], start: int = 0) -> int:
+    """How many tokens at the beginning of `run` stand in `tokens` from `start` on."""
     most = min(len(run), len(tokens) - start)
-    if run[:most] == list(tokens[start : start + most]):
+    if run[:most] == tokens[start : start + most]:
         return most
     low, high = 0, most  # the first `low` are equal, the first `high` are not
     while high - low > 1:
         middle = (low + high) // 2
-        if run[low:middle] == list(tokens[start + low : start + middle]):
+        if run[low:middle] == tokens[start + low : start + middle]:
             low = middle
         else:
             high = middle

@@ -1,72 +1,39 @@
 """Many conversations, one batch: the llama.cpp handler.
 
-One thread owns the model and runs a loop: waiting requests take a free sequence, each step computes the next piece of every
-prompt and the next token of every answer in one call, and each conversation has its own sampler. New requests join at the
-next step; a closed iterator leaves at the next step. Hides threads and sequences behind the Handler protocol.
-
-It does not share prefixes between conversations yet, and it never cuts a prompt: what does not fit is refused with the counts.
+Renders a conversation with the model's own template, turns it into tokens, and hands it to the decode loop (`loop.py`), which
+runs in a thread of its own. Hides that thread behind the Handler protocol: a closed iterator leaves at the next step, and so
+does one whose deadline has come. It never cuts a prompt: what does not fit is refused with the counts.
 """
 
 from __future__ import annotations
 
 import asyncio
-import codecs
-import contextlib
-import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from appliance.engine.handler import Chunk, Finish, Health, Message, Request, Usage
-from appliance.engine.llama import BATCH, Llama
-from appliance.engine.template import ChatTemplate, Piece
-from appliance.errors import ApplianceError, BadInput, Busy, ModelUnavailable, TooLarge
+from appliance.engine import sampling
+from appliance.engine.handler import Chunk, Health, Message, Request
+from appliance.engine.job import Job
+from appliance.engine.llama import Llama
+from appliance.engine.loop import KEPT, Loop
+from appliance.engine.template import ChatTemplate
+from appliance.errors import ApplianceError, BadInput, Busy, ModelUnavailable, NotFound, TooLarge
 from appliance.settings import cores
 
-# A step computes at most this many prompt tokens while others are answering, so that their words keep coming.
-PROMPT_STEP = 256
-# Rows of logits that scoring asks for at once, in floats: keeps a large vocabulary from taking gigabytes.
-SCORE_FLOATS = 8_000_000
-
-
-@dataclass(eq=False)
-class _Job:
-    """A request on its way through the loop. `send` hands a Chunk, a result or an exception to the waiting coroutine."""
-
-    tokens: list[int]
-    request: Request
-    loop: asyncio.AbstractEventLoop
-    outbox: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
-    score_from: int | None = None
-    cancelled: bool = False
-    sequence: int = -1
-    done: int = 0  # prompt tokens computed
-    sampler: Any = None
-    last: int = -1
-    row: int = -1  # where this job's logits are in the batch just decoded
-    answer: int = 0
-    held: str = ""
-    decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
-    told_place: int = 0
-
-    @property
-    def cells(self) -> int:
-        return len(self.tokens) + (0 if self.score_from is not None else self.request.max_tokens)
-
-    def send(self, item: Any) -> None:
-        # The loop is gone where its process is stopping; nobody is left to read then.
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self.outbox.put_nowait, item)
+MEGABYTE = 1_000_000
+LONG = 50_000  # characters, which take some ten milliseconds to cut into tokens
+MOST_SEQUENCES = 256  # llama.cpp's limit
 
 
 class LlamaHandler:
-    """A GGUF model, with an adapter or without. `context` 0 takes the model's own; `threads` 0 takes every core."""
+    """A GGUF model, with an adapter or without; more adapters can be loaded beside it.
+
+    threads: 0 takes every core. context: tokens of one conversation, 0 takes the model's own. slots: conversations in a batch.
+    cache_mb: memory for what conversations share and keep, 0 takes a quarter of what is free. keep: whether the cache outlives
+    an answer; without it every request is computed from its first token, which is what judging wants.
+    """
 
     name = "llama"
 
@@ -80,51 +47,60 @@ class LlamaHandler:
         slots: int = 1,
         queue: int = 64,
         model_id: str = "",
+        cache_mb: int = 0,
+        keep: bool | None = None,
     ) -> None:
         self.model_id = model_id or model.stem
         self.slots = slots
         self.context = context
-        self._paths = (model, adapter)
+        self._model = model
+        self._own = self.model_id if adapter else ""
+        self._adapters: dict[str, Path] = {self._own: adapter} if adapter else {}
         self._threads = threads or cores()
         self._queue = queue
+        self._cache_bytes = cache_mb * MEGABYTE
+        # One conversation at a time is how models are judged: there, the same question has to give the same answer.
+        self._keep = slots > 1 if keep is None else keep
         self._llama: Llama | None = None
-        self._waiting: deque[_Job] = deque()
-        self._running: list[_Job] = []
-        self._wake = threading.Condition()
+        self._loop: Loop | None = None
         self._reading = threading.Lock()  # held while callers read the vocabulary, so that closing waits for them
-        self._thread: threading.Thread | None = None
-        self._closing = False
-        self._seconds_per_answer = 2.0
 
     # --- Handler ------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
-        if self._thread is None:
+        if self._loop is None:
             await asyncio.to_thread(self._load)
-            self._thread = threading.Thread(target=self._run, name=f"llama-{self.model_id}", daemon=True)
-            self._thread.start()
 
     def _load(self) -> None:
-        model, adapter = self._paths
-        llama = Llama(model, adapter=adapter, threads=self._threads, context=self.context, sequences=self.slots)
+        llama = Llama(
+            self._model, threads=self._threads, context=self.context, conversations=self.slots,
+            sequences=min(MOST_SEQUENCES, self.slots + (KEPT if self._keep else 0)), cache_bytes=self._cache_bytes,
+        )  # fmt: skip
         try:
             if not llama.template:
                 raise BadInput(f"The model {self.model_id} has no chat template.", "Choose a model made for conversations.")
             self._template = ChatTemplate(llama.template, **llama.marks())
+            for name, path in self._adapters.items():
+                llama.learn(name, path)
         except ApplianceError:
             llama.close()
             raise
         self.context = llama.context
         self._llama = llama
+        self._loop = Loop(llama, slots=self.slots, queue=self._queue, model=self.model_id, keep=self._keep)
+        self._loop.begin()
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
-        job = self._job(request.messages, request, answer=True)
-        if job.cells > self.context:
+        if request.schema is not None:
+            sampling.grammar(request.schema)  # a schema that cannot be is refused before anybody waits
+        job = await self._read(request.messages, request)
+        if len(job.tokens) + request.max_tokens > self.context:
             raise TooLarge(
                 f"The question needs {len(job.tokens)} tokens and the answer up to {request.max_tokens}; "
                 f"this model holds {self.context}.",
                 "Ask something shorter, or begin a new conversation.",
             )
-        self._enqueue(job)
+        loop = self._running()
+        loop.submit(job)
         ends = None if request.deadline is None else time.monotonic() + request.deadline
         try:
             while True:
@@ -138,22 +114,23 @@ class LlamaHandler:
         except TimeoutError:
             raise Busy("The answer took longer than its time limit.", "Try again when fewer people are asking.") from None
         finally:
-            self._cancel(job)
+            loop.cancel(job)
 
     async def count(self, messages: Sequence[Message]) -> int:
-        return len(self._job(messages, Request(messages), answer=True).tokens)
+        return len((await self._read(messages, Request(messages))).tokens)
 
     async def score(self, messages: Sequence[Message]) -> list[float]:
         if not messages or messages[-1].role != "assistant":
             raise BadInput("Only an assistant's turn can be scored.", "End the conversation with one.")
-        job = self._job(messages, Request(messages), answer=False)
+        job = self._job(messages, Request(messages), asyncio.get_running_loop(), answer=False)
         if len(job.tokens) > self.context:
             raise TooLarge(f"The conversation has {len(job.tokens)} tokens; this model holds {self.context}.", "Shorten it.")
-        self._enqueue(job)
+        loop = self._running()
+        loop.submit(job)
         try:
             result = await job.outbox.get()
         finally:
-            self._cancel(job)
+            loop.cancel(job)
         if isinstance(result, BaseException):
             raise result
         scores: list[float] = result
@@ -161,28 +138,57 @@ class LlamaHandler:
 
     def tokens(self, messages: Sequence[Message]) -> tuple[list[int], int]:
         """All token ids of a conversation, and where the last message's words start; for checking an export."""
-        job = self._job(messages, Request(messages), answer=False)
+        job = self._job(messages, Request(messages), asyncio.get_event_loop(), answer=False)
         return job.tokens, job.score_from or 0
 
     async def health(self) -> Health:
-        ok = self._thread is not None and self._thread.is_alive()
-        facts = {"running": len(self._running), "waiting": len(self._waiting), "slots": self.slots, "context": self.context}
-        return Health(ok, "answers" if ok else "not loaded", self.model_id, facts)
+        loop = self._loop
+        ok = loop is not None and loop.alive
+        facts = {"slots": self.slots, "context": self.context, "adapters": sorted(self._adapters)}
+        return Health(ok, "answers" if ok else "not loaded", self.model_id, facts | (loop.facts() if loop else {}))
 
     async def close(self) -> None:
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            await asyncio.to_thread(loop.close)
+        with self._reading:
+            if self._llama is not None:
+                self._llama.close()
+                self._llama = None
+
+    # --- adapters -----------------------------------------------------------------------------------------------------
+    async def learn(self, name: str, path: Path) -> None:
+        """Load an adapter beside the others; requests wear it by its name. Raises ModelUnavailable."""
+        llama, loop = self._llama, self._running()
+        assert llama is not None
+        await asyncio.wrap_future(loop.between_steps(lambda: llama.learn(name, path)))
+        self._adapters[name] = path
+
+    async def unlearn(self, name: str) -> None:
+        """Give an adapter's memory back; nobody may be wearing it."""
+        llama, loop = self._llama, self._running()
+        assert llama is not None
+        self._adapters.pop(name, None)
+        await asyncio.wrap_future(loop.between_steps(lambda: loop.unlearn(name)))
 
     # --- between the coroutines and the loop --------------------------------------------------------------------------
-    def _job(self, messages: Sequence[Message], request: Request, *, answer: bool) -> _Job:
+    def _running(self) -> Loop:
+        if self._loop is None:
+            raise ModelUnavailable(f"The model {self.model_id} is not loaded.", "Ask again in a moment.")
+        return self._loop
+
+    async def _read(self, messages: Sequence[Message], request: Request) -> Job:
+        """The prompt's tokens. A long text goes to a thread, so that others' words keep coming; short ones keep their order."""
+        waiting = asyncio.get_running_loop()
+        if sum(len(message.content) for message in messages) > LONG:
+            return await asyncio.to_thread(self._job, messages, request, waiting, answer=True)
+        return self._job(messages, request, waiting, answer=True)
+
+    def _job(self, messages: Sequence[Message], request: Request, waiting: asyncio.AbstractEventLoop, *, answer: bool) -> Job:
+        self._running()
         tokens: list[int] = []
         score_from = None
-        pieces = self._template.pieces(messages, answer=answer) if self._llama else []
-        for piece in pieces or [Piece("", control=True)]:
+        for piece in self._template.pieces(messages, answer=answer):
             if not answer and piece.message == len(messages) - 1:
                 score_from = len(tokens)
             with self._reading:
@@ -192,183 +198,10 @@ class LlamaHandler:
             if score_from is not None and piece.message is None:
                 ids = ids[:1]  # the end mark belongs to the answer; a line break that a template adds after it does not
             tokens.extend(ids)
-        return _Job(tokens, request, asyncio.get_running_loop(), score_from=score_from)
+        return Job(tokens, request, waiting, kind=self._kind(request), score_from=score_from)
 
-    def _enqueue(self, job: _Job) -> None:
-        with self._wake:
-            if self._closing or self._thread is None or not self._thread.is_alive():
-                raise ModelUnavailable(f"The model {self.model_id} is not running.", "Ask again in a moment.")
-            free = self.slots - len(self._running)
-            if len(self._waiting) >= self._queue + free:
-                wait = self._wait(len(self._waiting))
-                raise Busy(
-                    f"{len(self._waiting)} questions are waiting already.",
-                    f"Try again in {wait:.0f} seconds.",
-                    retry_after=wait,
-                )
-            self._waiting.append(job)
-            self._wake.notify()
-
-    def _cancel(self, job: _Job) -> None:
-        job.cancelled = True
-        with self._wake:
-            if job in self._waiting:
-                self._waiting.remove(job)
-            self._wake.notify()
-
-    def _wait(self, place: int) -> float:
-        return max(1.0, self._seconds_per_answer * place / self.slots)
-
-    # --- the loop: everything below runs in its own thread ------------------------------------------------------------
-    def _run(self) -> None:
-        llama = self._llama
-        assert llama is not None
-        free = list(range(self.slots))
-        try:
-            while True:
-                with self._wake:
-                    while not (self._closing or self._running or self._waiting):
-                        self._wake.wait()
-                    if self._closing:
-                        break
-                    self._admit(free)
-                for job in [job for job in self._running if job.cancelled]:
-                    self._leave(llama, job, free)
-                self._step(llama, free)
-        except BaseException as error:  # noqa: BLE001 - whatever it was, nobody may be left waiting for ever
-            self._fail(error)
-        finally:
-            for job in self._running:
-                if job.sampler is not None:
-                    llama.free_sampler(job.sampler)
-            self._fail(ModelUnavailable("The model was unloaded.", "Ask again."))
-            with self._reading:
-                self._llama = None
-                llama.close()
-
-    def _admit(self, free: list[int]) -> None:
-        while free and self._waiting:
-            job = self._waiting.popleft()
-            job.sequence = free.pop()
-            self._running.append(job)
-        for place, job in enumerate(self._waiting, 1):
-            if job.told_place != place:
-                job.told_place = place
-                job.send(Chunk(place=place, wait=self._wait(place)))
-
-    def _leave(self, llama: Llama, job: _Job, free: list[int]) -> None:
-        llama.forget(job.sequence)
-        if job.sampler is not None:
-            llama.free_sampler(job.sampler)
-            job.sampler = None
-        self._running.remove(job)
-        free.append(job.sequence)
-
-    def _step(self, llama: Llama, free: list[int]) -> None:
-        """One decode call: a token for each answer under way, and pieces of prompts with the room that is left."""
-        scoring = next((job for job in self._running if job.score_from is not None), None)
-        if scoring is not None:
-            try:
-                scoring.send(_score(llama, scoring))
-            except ApplianceError as error:
-                scoring.send(error)
-            self._leave(llama, scoring, free)
-            return
-        rows: list[tuple[int, int, int, bool]] = []
-        answering = [job for job in self._running if job.last >= 0]
-        for job in answering:
-            job.row = len(rows)
-            rows.append((job.last, len(job.tokens) + job.answer - 1, job.sequence, True))
-        room = min(BATCH - len(rows), PROMPT_STEP if answering else BATCH)
-        for job in self._running:
-            if job.last >= 0 or room <= 0:
-                continue
-            part = job.tokens[job.done : job.done + room]
-            complete = job.done + len(part) == len(job.tokens)
-            for offset, token in enumerate(part):
-                rows.append((token, job.done + offset, job.sequence, complete and offset == len(part) - 1))
-            job.done += len(part)
-            job.row = len(rows) - 1 if complete else -1
-            room -= len(part)
-        if not rows:
-            return
-        if not llama.decode(rows):
-            raise ModelUnavailable("llama.cpp found no room in its cache.", "Set `slots` lower.")  # admission prevents it
-        for job in list(self._running):
-            if job.row >= 0:
-                self._take_token(llama, job, free)
-                job.row = -1
-
-    def _take_token(self, llama: Llama, job: _Job, free: list[int]) -> None:
-        request = job.request
-        if job.sampler is None:
-            seed = request.seed if request.seed is not None and request.seed >= 0 else secrets.randbits(32)
-            job.sampler = llama.sampler(
-                temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, min_p=request.min_p,
-                repeat_penalty=request.repeat_penalty, seed=seed,
-            )  # fmt: skip
-        token = llama.sample(job.sampler, job.row)
-        job.last = token
-        job.answer += 1
-        ended = llama.ends(token) and not request.ignore_eos
-        text = job.decoder.decode(b"" if ended else llama.piece(token), final=ended)
-        text, stopped = _hold(job, text, request.stop, final=ended or job.answer >= request.max_tokens)
-        finish: Finish | None = "stop" if ended or stopped else "length" if job.answer >= request.max_tokens else None
-        if finish:
-            usage = Usage(prompt=len(job.tokens), completion=job.answer)
-            job.send(Chunk(text, finish=finish, usage=usage, model=self.model_id, handler=self.name))
-            self._leave(llama, job, free)
-        elif text:
-            job.send(Chunk(text, model=self.model_id, handler=self.name))
-
-    def _fail(self, error: BaseException) -> None:
-        with self._wake:
-            jobs, self._closing = [*self._running, *self._waiting], True
-            self._waiting.clear()
-        for job in jobs:
-            fault = (
-                error if isinstance(error, ApplianceError) else ModelUnavailable(f"The model failed: {error}.", "Ask again.")
-            )
-            job.send(fault)
-
-
-def _hold(job: _Job, text: str, stops: Sequence[str], *, final: bool) -> tuple[str, bool]:
-    """Text that may be shown now: a tail that could become a stop string is held back. True where one was met."""
-    job.held += text
-    for stop in stops:
-        at = job.held.find(stop)
-        if stop and at >= 0:
-            shown, job.held = job.held[:at], ""
-            return shown, True
-    keep = 0
-    if not final:
-        for stop in stops:
-            for size in range(min(len(stop) - 1, len(job.held)), keep, -1):
-                if job.held.endswith(stop[:size]):
-                    keep = size
-                    break
-    cut = len(job.held) - keep
-    shown, job.held = job.held[:cut], job.held[cut:]
-    return shown, False
-
-
-def _score(llama: Llama, job: _Job) -> list[float]:
-    """Log-probability of each token from `score_from` on, computed alone in its sequence."""
-    assert job.score_from is not None
-    rows_at_once = max(1, min(BATCH, SCORE_FLOATS // llama.vocabulary))
-    scores: list[float] = []
-    position = 0
-    while position < len(job.tokens) - 1:
-        # Rows before the answer need no logits, so they go in large pieces.
-        wants = position >= job.score_from - 1
-        end = position + rows_at_once if wants else min(position + BATCH, job.score_from - 1)
-        part = job.tokens[position : min(end, len(job.tokens) - 1)]
-        if not llama.decode([(token, position + i, job.sequence, wants) for i, token in enumerate(part)]):
-            raise ModelUnavailable("llama.cpp found no room in its cache for scoring.", "Score a shorter conversation.")
-        if wants:
-            for i in range(len(part)):
-                logits = llama.logits(i).astype(np.float64)
-                top = logits.max()
-                scores.append(float(logits[job.tokens[position + i + 1]] - top - np.log(np.exp(logits - top).sum())))
-        position += len(part)
-    return scores
+    def _kind(self, request: Request) -> str:
+        name = request.adapter or self._own
+        if name and name not in self._adapters:
+            raise NotFound(f"The adapter {name!r} is not loaded beside {self.model_id}.", "See `appliance models list`.")
+        return name
