@@ -1,6 +1,7 @@
-"""`appliance examples`: tutoring examples, checked, converted and counted before anything is tuned on them.
+"""`appliance examples`: tutoring examples, checked, imported, reviewed, counted and withdrawn before anything is tuned on them.
 
-Hides what the counts look like as a table and as a picture. Reading, formats and faults are `appliance.tuning`'s.
+Hides what the counts look like as a table and as a picture. Reading, formats and faults are `appliance.tuning`'s; the review
+has a file of its own.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.output import Output, command
+from appliance.cli.review import review
 
 if TYPE_CHECKING:
+    from appliance.app import Appliance
     from appliance.tuning.examples import Example
+    from appliance.tuning.store import ExampleStore, Exposed, Trace
 
 FORMATS = ("openai", "dspy", "huggingface", "alpaca", "sharegpt")
 COUNTED = ("subject", "grade", "source", "licence")
@@ -30,7 +34,10 @@ WIDTH, NAME, PANEL_HEAD, STEP = 640, 210, 34, 18  # of the picture, in its own u
 
 @click.group()
 def examples() -> None:
-    """Check, convert and count tutoring examples before tuning on them."""
+    """Check, import, review, count and withdraw tutoring examples."""
+
+
+examples.add_command(review)
 
 
 @examples.command()
@@ -65,21 +72,162 @@ async def convert(out: Output, source: Path, target: Path, to: str) -> int:
     return 0
 
 
+@examples.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--licence", default="", help="The licence of rows that state none.")
+@click.option("--author", default="", help="Who gave the rows that name nobody.")
+@click.option("--trust-review", is_flag=True, help="Take over the marks of review in the file; else every row waits for one.")
+@click.option(
+    "--roster", "pupils", type=click.Path(path_type=Path), default=None, help="CSV of the pupils' names, replaced first."
+)
+@command
+async def import_(out: Output, file: Path, licence: str, author: str, trust_review: bool, pupils: Path | None) -> int:
+    """Take over the examples of FILE into the store, all or none; rows that are there already are left alone."""
+    from appliance.app import Appliance
+    from appliance.audit import unix_name
+    from appliance.tuning.store import ExampleStore
+
+    appliance = Appliance.open(out.settings)
+    try:
+        if pupils is not None:
+            out.say(_replace_roster(appliance, pupils)[1])
+        store = ExampleStore(appliance.database)
+        done = store.import_rows(file, licence=licence, author=author, trust_review=trust_review, reviewer=unix_name())
+        waiting = len(store.pending())
+        bare = sum(not row.licence and row.consent is None and row.reviewed != "rejected" for row in store.list())
+    finally:
+        await appliance.close()
+    counts = {"added": done.added, "updated": done.updated, "there already": done.unchanged, "withdrawn before": done.withdrawn}
+    out.say(f"{file.name}: " + (", ".join(f"{number} {name}" for name, number in counts.items() if number) or "no rows") + ".")
+    if waiting:
+        out.say(f"{waiting} rows wait for review: `appliance examples review`.")
+    if bare:
+        out.note(
+            f"{bare} rows state neither consent nor a licence and cannot be used: import their file again with --licence NAME."
+        )
+    out.result(done)
+    return 0
+
+
 @examples.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@command
+async def roster(out: Output, file: Path) -> int:
+    """Replace the list of pupils whose names are taken out of texts by FILE (CSV: pupil_id, first_name, last_name, class)."""
+    from appliance.app import Appliance
+
+    appliance = Appliance.open(out.settings)
+    try:
+        known, said = _replace_roster(appliance, file)
+    finally:
+        await appliance.close()
+    out.say(said)
+    out.result({"pupils": known})
+    return 0
+
+
+def _replace_roster(appliance: Appliance, file: Path) -> tuple[int, str]:
+    from appliance.audit import unix_name
+    from appliance.redact import Roster, read_roster
+
+    pupils = read_roster(file)
+    Roster(appliance.database).replace(pupils, actor=unix_name())
+    return len(pupils), f"{len(pupils)} pupils' names will be taken out of every text that a model is tuned on."
+
+
+@examples.command()
+@click.argument("person")
+@click.option("--mentions", is_flag=True, help="Also withdraw rows of others in which the person's full name stands.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@command
+async def withdraw(out: Output, person: str, mentions: bool, yes: bool) -> int:
+    """Erase the examples of PERSON (an author, or a pupil's id or full name), and say which models had them."""
+    from appliance.app import Appliance
+    from appliance.audit import unix_name
+    from appliance.tuning.store import ExampleStore
+
+    appliance = Appliance.open(out.settings)
+    try:
+        store = ExampleStore(appliance.database)
+        trace = store.trace(person)
+        _announce(out, trace, mentions)
+        if not yes:
+            click.confirm(
+                "Erase them?" if trace.rows or trace.mentions else "Withdraw this name all the same?", abort=True, err=True
+            )
+        ids = store.withdraw(person, by=unix_name(), mentions=mentions)
+        runs, waiting = _erase(out, store)
+        models = store.models_with({*ids, *trace.earlier}, appliance.registry)
+    finally:
+        await appliance.close()
+    out.say(f"{len(ids)} rows are erased, and nothing of theirs comes back with an import.")
+    if runs:
+        out.say(f"The data of {len(runs)} tuning runs is erased; their reports stay: {', '.join(runs)}.")
+    _show_models(out, models)
+    out.result({"rows": ids, "mentions": len(trace.mentions), "runs": runs, "models": models, "waiting": waiting})
+    return 75 if waiting else 0
+
+
+def _announce(out: Output, trace: Trace, mentions: bool) -> None:
+    if not trace.known:
+        out.note(
+            "Nobody of that name is known here." + (f" Did you mean {' or '.join(trace.similar)}?" if trace.similar else "")
+        )
+    if trace.rows:
+        out.say(
+            f"{len(trace.rows)} rows are this person's own. Their text is erased, and so is the data of runs that used them."
+        )
+    else:
+        out.say("No row stands under this name.")
+    if trace.mentions:
+        what = "They go too." if mentions else "Names are taken out before training; --mentions erases these rows as well."
+        out.say(f"{len(trace.mentions)} rows of others hold the full name. {what}")
+
+
+def _erase(out: Output, store: ExampleStore) -> tuple[tuple[str, ...], bool]:
+    """Take all withdrawn rows out of runs and of what models are judged by; true where a run under way must end first."""
+    from appliance.errors import UnderWay
+    from appliance.tuning.erasing import erase_from_runs
+    from appliance.tuning.run_folder import only_run
+    from appliance.tuning.standing import Standing
+
+    gone = store.withdrawn()
+    try:
+        with only_run(out.settings.run / "tune.lock"):
+            Standing(out.settings.home / "standing").forget(gone)
+            return erase_from_runs(out.settings.runs, gone), False
+    except UnderWay:
+        out.note(
+            "A tuning run is under way and may hold these rows: cancel it, then run the same command again to erase them there."
+        )
+        return (), True
+
+
+def _show_models(out: Output, models: Sequence[Exposed]) -> None:
+    if not models:
+        out.say("No model on this box learned from them.")
+        return
+    out.say("\nThese models had them:")
+    rows = [(one.id, one.rows or f"through {one.through}", ", ".join(one.aliases) or "-") for one in models]
+    out.table(("model", "rows", "serves as"), rows)
+    out.say("`appliance retrain` makes a model without them; `appliance models remove ID` then takes these off the box.")
+
+
+@examples.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--svg", type=click.Path(path_type=Path), default=None, help="Also draw the counts into this file.")
 @command
-async def stats(out: Output, file: Path, svg: Path | None) -> int:
-    """Count the examples of FILE by subject, grade, source, licence and length."""
+async def stats(out: Output, file: Path | None, svg: Path | None) -> int:
+    """Count examples by subject, grade, source, licence and length: those of FILE, or those in the store and their review."""
     from appliance.errors import BadInput
     from appliance.files import write_atomically
     from appliance.tuning.examples import read_examples
 
     if svg and svg.suffix != ".svg":  # so that no slip of the keys ever replaces the examples
         raise BadInput(f"{svg.name} is not the name of a picture.", "Give a name that ends in .svg.")
-    counts = count(read_examples(file))
-    out.say(f"{counts['examples']} examples in {file.name}")
-    for title, rows in panels(counts):
+    counts = await _count_store(out) if file is None else count(read_examples(file))
+    out.say(f"{counts['examples']} examples in {file.name if file else 'the store'}")
+    for title, rows in panels(counts) if counts["examples"] else ():
         out.say()
         _bars(out, title, rows, counts["examples"])
     if svg:
@@ -87,6 +235,18 @@ async def stats(out: Output, file: Path, svg: Path | None) -> int:
         out.say(f"\nDrawn into {svg}.")
     out.result({**counts, "svg": svg})
     return 0
+
+
+async def _count_store(out: Output) -> dict[str, Any]:
+    from appliance.app import Appliance
+    from appliance.tuning.store import ExampleStore
+
+    appliance = Appliance.open(out.settings)
+    try:
+        rows = ExampleStore(appliance.database).list()
+    finally:
+        await appliance.close()
+    return count([row.example() for row in rows]) | {"review": dict(Counter(row.reviewed for row in rows).most_common())}
 
 
 def count(found: Sequence[Example]) -> dict[str, Any]:
@@ -120,7 +280,9 @@ def _spread(values: list[int], start: int, ends: tuple[int, ...]) -> dict[str, A
 def panels(counts: dict[str, Any]) -> list[tuple[str, list[tuple[str, int]]]]:
     """What both the table and the picture show: a title and (name, count) rows for each."""
     shown = []
-    for key in COUNTED:
+    for key in (*COUNTED, "review"):
+        if not counts.get(key):
+            continue
         rows = [(_plain(name), number) for name, number in counts[key].items()]
         if len(rows) > ROWS_SHOWN:
             rest = rows[ROWS_SHOWN - 1 :]

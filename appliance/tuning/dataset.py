@@ -1,16 +1,14 @@
 """Examples -> a dataset folder: two parts, a card, and a digest that names exactly this data.
 
-Hides duplicates, the split and the guard against near-copies of held-out items. The split looks only at what the lesson and
-the pupil said first, so a corrected reply, another run or another limit never moves an example to the other part. Reading
-files is `examples.py`'s; nothing here knows a model.
+Hides duplicates, the split and the guard against near-copies of what a model is judged by. The split looks only at what the
+lesson and the pupil said first, so a corrected reply, another run or another limit never moves an example to the other part.
+Reading files is `examples.py`'s, which rows may be used `selection.py`'s; nothing here knows a model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,17 +18,14 @@ from typing import Any
 from appliance.errors import BadInput
 from appliance.files import write_atomically
 from appliance.tuning.examples import Example, Fault, check, read_examples
+from appliance.tuning.near import Judged, Taken, plain
 from appliance.tuning.run_folder import write_json
 
-__all__ = ["Dataset", "Example", "Fault", "build", "check", "load", "part_key", "read_examples"]
+__all__ = ["Dataset", "Example", "Fault", "build", "check", "fingerprint", "load", "part_key", "read_examples"]
 
 # A sixth held out: of 150 examples about 24, enough for an interval; the share is the same for every size, because a share
 # that depended on the number of examples would move items between the parts as a school's collection grows.
 HELD_OUT_SHARE = 0.16
-SHINGLE = 3  # words
-NEAR = 0.6  # Jaccard similarity of shingle sets from which two conversations count as copies
-PERMUTATIONS = 64
-FIRST_TURN_WORDS = 8  # a first question shorter than this is too common to tell copies by ("Can you help me?")
 
 
 @dataclass(frozen=True)
@@ -48,31 +43,39 @@ class Dataset:
 
 
 def build(
-    examples: Sequence[Example], folder: Path, *, limit: int | None = None, held_out_share: float = HELD_OUT_SHARE
+    examples: Sequence[Example],
+    folder: Path,
+    *,
+    limit: int | None = None,
+    held_out_share: float = HELD_OUT_SHARE,
+    evaluation: Sequence[Example] = (),
+    facts: dict[str, Any] | None = None,
 ) -> Dataset:
-    """Drop duplicates, take `limit` of them, split, drop near-copies of held-out items from training, write the folder.
+    """Drop duplicates, take `limit` of them, split, drop from training what nearly repeats something, write the folder.
 
-    Raises BadInput where nothing is left to train on, StorageFull.
+    Out of training go near-copies of held-out items, of the items in `evaluation`, and of training items before them; the
+    held-out part is left as it fell. `facts` are added to the card. Raises BadInput where nothing is left to train on,
+    StorageFull.
     """
     if limit is not None and limit < 1:
         raise BadInput(f"The limit of examples is {limit}.", "Give a limit of at least 1.")
     unique: dict[str, Example] = {}
     for example in examples:
-        unique.setdefault(_fingerprint(example), example)
+        unique.setdefault(fingerprint(example), example)
     # The order is a hash with another salt than the split's: the limited subset has the same share of held-out items, and a
     # larger limit only adds to a smaller one.
     ordered = sorted(unique.items(), key=lambda item: _hash("order", part_key(item[1]) + item[0]))
     chosen = [example for _, example in ordered[:limit]]
     held_out = [example for example in chosen if _is_held_out(example, held_out_share)]
     rest = [example for example in chosen if not _is_held_out(example, held_out_share)]
-    train, near = _without_near_copies(rest, held_out)
+    train, near = _without_near_copies(rest, held_out, evaluation)
     if not train:
         raise BadInput(
             f"Of {len(examples)} examples none is left to train on.",
             "Give more examples that differ from one another; 150 or more give a gate that can be trusted.",
         )
-    dropped = {"duplicates": len(examples) - len(unique), "beyond_limit": len(unique) - len(chosen), "near_held_out": len(near)}
-    return _write(folder, train, held_out, dropped)
+    dropped = {"duplicates": len(examples) - len(unique), "beyond_limit": len(unique) - len(chosen), **near}
+    return _write(folder, train, held_out, dropped, facts or {})
 
 
 def load(folder: Path) -> Dataset:
@@ -98,7 +101,7 @@ def part_key(example: Example) -> str:
     """
     first = next(message.content for message in example.messages if message.role == "user")
     system = " ".join(message.content for message in example.messages if message.role == "system")
-    return f"{_plain(system)}\n{_plain(first)}"
+    return f"{plain(system)}\n{plain(first)}"
 
 
 def _is_held_out(example: Example, share: float) -> bool:
@@ -109,69 +112,37 @@ def _hash(salt: str, text: str) -> str:
     return hashlib.sha256(f"{salt}\0{text}".encode()).hexdigest()
 
 
-def _plain(text: str) -> str:
-    """Case, accents' spelling, punctuation and spacing do not make a different question; signs in a sum do."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+|[^\w\s.,;:!?'\"]", folded)) or folded.strip()
-
-
-def _fingerprint(example: Example) -> str:
+def fingerprint(example: Example) -> str:
+    """What makes two examples the same: who said what, spacing aside."""
     said = [[message.role, " ".join(message.content.split())] for message in example.messages]
     return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()
 
 
-# --- near-copies ----------------------------------------------------------------------------------------------------------
-
-
-def _shingles(text: str) -> frozenset[str]:
-    words = _plain(text).split()
-    return frozenset(" ".join(words[at : at + SHINGLE]) for at in range(max(1, len(words) - SHINGLE + 1)))
-
-
-def _views(example: Example) -> list[frozenset[str]]:
-    """What is compared: the whole talk, and the first question where it is long enough to mean something."""
-    talk = [message for message in example.messages if message.role != "system"]
-    views = [_shingles("\n".join(message.content for message in talk))]
-    if len(talk[0].content.split()) >= FIRST_TURN_WORDS:
-        views.append(_shingles(talk[0].content))
-    return views
-
-
-def _without_near_copies(rest: list[Example], held_out: list[Example]) -> tuple[list[Example], list[Example]]:
-    """(kept, dropped): training items none of whose views resembles the same view of a held-out item."""
-    from datasketch import MinHash, MinHashLSH
-
-    def sketch(view: frozenset[str]) -> Any:
-        minhash = MinHash(num_perm=PERMUTATIONS, seed=1)
-        minhash.update_batch([shingle.encode() for shingle in sorted(view)])
-        return minhash
-
-    # Bands of 4 rows find pairs well below NEAR too; the exact similarity then decides.
-    indexes = [MinHashLSH(num_perm=PERMUTATIONS, params=(PERMUTATIONS // 4, 4)) for _ in range(2)]
-    stored: dict[str, frozenset[str]] = {}
-    for number, example in enumerate(held_out):
-        for kind, view in enumerate(_views(example)):
-            stored[f"{kind}:{number}"] = view
-            indexes[kind].insert(f"{kind}:{number}", sketch(view))
-
-    def resembles(example: Example) -> bool:
-        for kind, view in enumerate(_views(example)):
-            for key in indexes[kind].query(sketch(view)):
-                if len(view & stored[key]) >= NEAR * len(view | stored[key]):
-                    return True
-        return False
-
+def _without_near_copies(
+    rest: list[Example], held_out: Sequence[Example], evaluation: Sequence[Example]
+) -> tuple[list[Example], dict[str, int]]:
+    """What of `rest` may be trained on, and how many fell out for which reason."""
+    judges = {"near_held_out": Judged(held_out), "near_evaluation": Judged(evaluation)}
+    taken = Taken()
+    dropped = dict.fromkeys([*judges, "near_duplicates"], 0)
     kept: list[Example] = []
-    dropped: list[Example] = []
     for example in rest:
-        (dropped if resembles(example) else kept).append(example)
+        reason = next((name for name, judge in judges.items() if judge.resembled(example)), "")
+        if not reason and taken.copied(example):
+            reason = "near_duplicates"
+        if reason:
+            dropped[reason] += 1
+        else:
+            kept.append(example)
     return kept, dropped
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------------
 
 
-def _write(folder: Path, train: list[Example], held_out: list[Example], dropped: dict[str, int]) -> Dataset:
+def _write(
+    folder: Path, train: list[Example], held_out: list[Example], dropped: dict[str, int], facts: dict[str, Any]
+) -> Dataset:
     parts = {"train.jsonl": _lines(train), "held_out.jsonl": _lines(held_out)}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
     both = [*train, *held_out]
@@ -184,8 +155,11 @@ def _write(folder: Path, train: list[Example], held_out: list[Example], dropped:
         "subject": _count(example.subject for example in both),
         "source": _count(example.source or example.author for example in both),
         "licence": _count(example.licence for example in both),
+        "authors": len({example.author for example in both if example.author}),
+        "rows": {"train": [example.id for example in train], "held_out": [example.id for example in held_out]},
         "sha256": digests,
     }
+    card |= {name: value for name, value in facts.items() if name not in card}
     for name, data in parts.items():
         write_atomically(folder / name, data)
     write_json(folder / "card.json", card)

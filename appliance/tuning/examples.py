@@ -20,7 +20,7 @@ from appliance.errors import BadInput, from_os_error
 from appliance.files import write_atomically
 from appliance.tuning.formats import TEXT_FIELDS, Example, Unfit, content_id, detect, from_row, order, to_row
 
-__all__ = ["Example", "Fault", "check", "content_id", "convert", "read_examples"]
+__all__ = ["Example", "Fault", "check", "content_id", "convert", "placed", "read_examples", "refuse"]
 
 FAULTS_SHOWN = 20
 TOML_DEFAULTS = frozenset(TEXT_FIELDS) - {"id"} | {"system"}
@@ -47,14 +47,14 @@ def read_examples(path: Path) -> list[Example]:
     first 20 shown, all counted), NotFound.
     """
     examples, faults = check(path)
-    _refuse(faults)
+    refuse(faults)
     return examples
 
 
 def check(path: Path) -> tuple[list[Example], list[Fault]]:
     """The good examples of a file or folder, and every fault found. Raises NotFound and BadInput for the path itself."""
-    placed, faults = _placed(path)
-    return [example for _, _, example in placed], faults
+    good, faults = placed(path)
+    return [example for _, _, example in good], faults
 
 
 def convert(source: Path, target: Path, to: str) -> int:
@@ -66,8 +66,8 @@ def convert(source: Path, target: Path, to: str) -> int:
     if target.suffix not in (".jsonl", ".json") or (to == "openai" and target.suffix == ".json"):
         kinds = "a .jsonl file" if to == "openai" else "a .jsonl or .json file"
         raise BadInput(f"{target.name} is not the name of {kinds}, which {to} needs.", "Give another name for the result.")
-    placed, faults = _placed(source)
-    _refuse(faults)
+    good, faults = placed(source)
+    refuse(faults)
     try:
         if (target.exists() and target.samefile(source)) or (source.is_dir() and target.resolve().parent == source.resolve()):
             # The next run over such a folder would read its own result as more examples.
@@ -75,14 +75,14 @@ def convert(source: Path, target: Path, to: str) -> int:
     except OSError as error:
         raise from_os_error(error, f"writing {target.name}") from None
     lines = []
-    for file, line, example in placed:
+    for file, line, example in good:
         try:
             lines.append(_dumped(to_row(example, to)))
         except Unfit as error:
             faults += [Fault(file, line, *problem) for problem in error.problems]
         except RecursionError:
             faults.append(Fault(file, line, "a field of this row is nested too deeply.", "Take the field out."))
-    _refuse(faults)
+    refuse(faults)
     text = "".join(f"{line}\n" for line in lines) if target.suffix == ".jsonl" else "[\n" + ",\n".join(lines) + "\n]\n"
     write_atomically(target, text)
     return len(lines)
@@ -98,7 +98,8 @@ def _dumped(row: dict[str, Any]) -> str:
     return text
 
 
-def _refuse(faults: list[Fault]) -> None:
+def refuse(faults: list[Fault]) -> None:
+    """Raise BadInput that lists them, the first 20 shown and all counted; nothing where there are none."""
     if not faults:
         return
     if len(faults) == 1:
@@ -112,8 +113,8 @@ def _refuse(faults: list[Fault]) -> None:
     )
 
 
-def _placed(path: Path) -> tuple[list[tuple[str, int, Example]], list[Fault]]:
-    """Each good example with its file and line, and every fault."""
+def placed(path: Path) -> tuple[list[tuple[str, int, Example]], list[Fault]]:
+    """Each good example with its file and line, and every fault. Raises NotFound and BadInput for the path itself."""
     try:
         files = _files(path)
         contents = [(file, file.read_bytes()) for file in files]

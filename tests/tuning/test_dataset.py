@@ -70,7 +70,8 @@ def test_a_larger_limit_adds_and_takes_nothing_away(tmp_path: Path) -> None:
     items = read_examples(PACKAGE / "content" / "examples")
     small, large = build(items, tmp_path / "a", limit=100), build(items, tmp_path / "b", limit=200)
     assert ids(small.held_out) <= ids(large.held_out)
-    assert len(small.train) + len(small.held_out) + small.card["dropped"]["near_held_out"] == 100
+    dropped = small.card["dropped"]
+    assert len(small.train) + len(small.held_out) + dropped["near_held_out"] + dropped["near_duplicates"] == 100
 
 
 def test_150_examples_give_about_twenty_to_judge_by(tmp_path: Path) -> None:
@@ -95,6 +96,47 @@ def test_near_copies_of_held_out_items_are_not_trained_on(tmp_path: Path) -> Non
     assert held, "with 24 stories some are held out"
     assert not any(item.id.startswith("story") for item in data.train)
     assert data.card["dropped"]["near_held_out"] >= 24 - len(held)
+
+
+def test_near_copies_within_training_are_trained_on_once(tmp_path: Path) -> None:
+    filler = [example(f"item {n} tell me about thing {n * 13}", f"Think about {n} first.") for n in range(60)]
+    ask = "Tell me please"
+    reply = (
+        "You could look at the tall grey tower beside the old mill, count its windows floor by floor, and write each number "
+    )
+    reply += (
+        "into a table with one row for every floor, so that you see at once on which of them there are more than on the last"
+    )
+    copies = [example(f"{ask}{' now' * n}", f"{reply}{' again' * n}.", id=f"copy-{n}") for n in range(3)]
+    other = example(ask, "Why do you want to know that? Say first what you see from where you stand.", id="other")
+    data = build([*filler, *copies, other], tmp_path / "a")
+    held = ids(data.held_out)
+    assert not held & {"copy-0", "copy-1", "copy-2", "other"}, "else the test says nothing"
+    assert len(ids(data.train) & {"copy-0", "copy-1", "copy-2"}) == 1 and "other" in ids(data.train)
+    assert data.card["dropped"]["near_duplicates"] == 2
+    again = build([*copies[::-1], other, *filler], tmp_path / "b")
+    assert again.digest == data.digest, "the same one is kept, whatever the order"
+
+
+def test_what_is_near_an_evaluation_item_is_not_trained_on(tmp_path: Path) -> None:
+    items = [example(f"item {n} tell me about thing {n * 13}", f"Think about {n} first.") for n in range(60)]
+    plain = build(items, tmp_path / "a")
+    judged = plain.train[:3]
+    data = build(items, tmp_path / "b", evaluation=judged)
+    assert ids(data.train) <= ids(plain.train) - ids(judged)
+    assert data.held_out == plain.held_out and data.card["dropped"]["near_evaluation"] >= 3
+
+
+def test_the_card_names_the_rows_and_what_was_said_of_them(tmp_path: Path) -> None:
+    items = [
+        replace(example(f"item {n} about thing {n * 13}", f"Reply {n}.", id=f"r{n}"), author=f"a{n % 4}") for n in range(40)
+    ]
+    facts = {"redactions": {"name": 3}, "digest": "forged"}
+    data = build(items, tmp_path / "a", facts=facts)
+    assert data.card["rows"] == {"train": [one.id for one in data.train], "held_out": [one.id for one in data.held_out]}
+    assert (data.card["redactions"], data.card["authors"]) == ({"name": 3}, 4)
+    assert load(tmp_path / "a") == data
+    assert build(items, tmp_path / "b").digest == data.digest, "what is said of the rows is not the rows"
 
 
 def test_a_stock_first_sentence_does_not_put_everything_into_one_part(tmp_path: Path) -> None:
