@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.cli import judge
 from appliance.cli.output import Output, command, size
 from appliance.errors import ModelUnavailable
 from appliance.registry import Manifest, Registry
+
+if TYPE_CHECKING:
+    from appliance.tuning.importing import Format
+    from appliance.tuning.quantise import Kind
 
 
 @click.group()
@@ -137,13 +143,16 @@ async def import_models(out: Output, path: Path, licence: str | None, name: str 
 @models.command()
 @click.argument("name", metavar="ID")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["gguf", "adapter"]), help="Left out: what the model is.")
+@click.option("--format", "form", type=click.Choice(["gguf", "merged", "adapter"]), help="Left out: what the model is.")
+@click.option("--quantise", "kind", type=click.Choice(["Q4_K_M", "Q5_K_M", "Q8_0", "F16"]), help="Fewer bits for each weight.")
 @command
-async def export(out: Output, name: str, path: Path, form: Literal["gguf", "adapter"] | None) -> int:
-    """Copy a model's verified file to PATH, a new file or a folder."""
+async def export(out: Output, name: str, path: Path, form: Format | None, kind: Kind | None) -> int:
+    """Copy a model's verified file to PATH, a new file or a folder; merged with its base or smaller where asked."""
     from appliance.tuning.importing import export_model
 
-    target, digest = export_model(Registry(out.settings.models), name, path, form)
+    if form == "merged" or kind:
+        out.note("Making the file and comparing it with what is served; this can take some minutes.")
+    target, digest = await asyncio.to_thread(export_model, Registry(out.settings.models), name, path, form, kind)
     out.say(f"Written to {target} (sha256 {digest}).")
     out.result({"id": name, "file": target, "sha256": digest})
     return 0
@@ -275,3 +284,7 @@ async def prune(out: Output, keep: int, dry_run: bool) -> int:
     out.say(f"{len(doomed.models)} models and {len(doomed.runs)} runs: {size(doomed.bytes)} {verb} free.")
     out.result({"models": doomed.models, "runs": doomed.runs, "bytes": doomed.bytes, "removed": not dry_run})
     return 0
+
+
+models.add_command(judge.evaluate)
+models.add_command(judge.compare)
