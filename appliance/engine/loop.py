@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from appliance.engine.admission import FairQueue
 from appliance.engine.handler import Chunk
@@ -114,7 +115,7 @@ class Loop:
             self._forget(sequence)
         self._llama.unlearn(kind)
 
-    def facts(self) -> dict[str, int | float]:
+    def facts(self) -> dict[str, Any]:
         return {
             "running": len(self._running),
             "waiting": len(self._waiting),
@@ -122,6 +123,7 @@ class Loop:
             "cells": self._llama.cells,
             "cells_used": self._tree.cells,
             "kept": len(self._idle),
+            "seconds": dict(self.seconds),
         }
 
     def close(self) -> None:
