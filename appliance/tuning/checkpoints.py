@@ -54,10 +54,11 @@ def newest(folder: Path) -> Path | None:
     return next((path for _, path in reversed(_numbered(folder)) if complete(path)), None)
 
 
-def prune(folder: Path) -> None:
-    """Keep the newest KEPT."""
-    for _, path in _numbered(folder)[:-KEPT]:
-        shutil.rmtree(path, ignore_errors=True)
+def prune(folder: Path, keep: int = 0) -> None:
+    """Keep the newest KEPT, and the one of step `keep` (the best so far)."""
+    for number, path in _numbered(folder)[:-KEPT]:
+        if number != keep:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:

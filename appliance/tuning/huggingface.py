@@ -1,8 +1,9 @@
 """HuggingFaceTuner: LoRA and QLoRA tuning with transformers, peft and trl, seen from outside.
 
 Hides that training is a process of its own (`train_child.py`), how its progress and faults come back, the one retry with
-smaller batches where memory ran out, and that a run that was broken off goes on from its newest complete checkpoint. What
-happens to the adapter afterwards - export, checks, promotion - is `retrain.py`'s.
+smaller batches where memory ran out, that a run that was broken off goes on from its newest complete checkpoint, and that no
+copy of the conversations outlives the training. What happens to the adapter afterwards - export, checks, promotion - is
+`pipeline.py`'s.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,9 +28,14 @@ from appliance.settings import load as load_settings
 from appliance.tuning import checkpoints, dataset
 from appliance.tuning.dataset import Dataset
 from appliance.tuning.gguf import folder_digest
+from appliance.tuning.launch import gpus_here, launch_command
 from appliance.tuning.parity import Reference
 from appliance.tuning.recipe import Recipe
 from appliance.tuning.run_folder import RunFolder, read_json, write_json
+from appliance.tuning.trainer import JUDGED_ON
+
+# Threads that wait must sleep: spinning ones took a hundredfold of the engine's time on two cores.
+QUIET_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 # stage ("load", "train", ...), done, total, seconds left or None, facts
 OnProgress = Callable[[str, int, int, "float | None", dict[str, Any]], None]
@@ -75,30 +80,45 @@ class HuggingFaceTuner:
         folder: str | Path,
         *,
         parity_talks: Sequence[Sequence[Message]] = (),
+        preferences: Sequence[dict[str, Any]] = (),
+        gpu: bool = True,
         on_progress: OnProgress = silent,
     ) -> Trained:
         """Train an adapter for `base` in `folder`, or finish the run that was broken off there, or return the finished one.
 
-        The same base, data and recipe are the same run; anything else begins anew. Raises what stopped it; the folder then
-        still holds the newest complete checkpoint.
+        preferences: pairs or thumbs as `preference.prepare_preferences` takes them, where the recipe's objective is not to
+        imitate. gpu: false keeps the run off a GPU that is there. The same base, data and recipe are the same run; anything
+        else begins anew. Raises what stopped it; the folder then still holds the newest complete checkpoint.
         """
         run = RunFolder(Path(folder))
-        job = self._job(self._hf(base), data, recipe, parity_talks)
+        job = self._job(self._hf(base), data, recipe, parity_talks, preferences) | {"gpu": gpu}
         facts = run.finished("train")
         if facts is None or facts.get("run") != job["run"] or not checkpoints.complete(run.path / "adapter"):
             facts = await self._train(run, job, on_progress)
         rows = read_json(run.path / "reference.json") or []
         return Trained(run.path / "adapter", [Reference(**row) for row in rows], facts)
 
-    def _job(self, base: Path, data: Dataset, recipe: Recipe, talks: Sequence[Sequence[Message]]) -> dict[str, Any]:
+    def _job(
+        self,
+        base: Path,
+        data: Dataset,
+        recipe: Recipe,
+        talks: Sequence[Sequence[Message]],
+        preferences: Sequence[dict[str, Any]],
+    ) -> dict[str, Any]:
         """What the training process is told. `run` names base, data and recipe; the rest decides speed, or rounding only."""
+        imitates = recipe.objective == "imitate"
         job: dict[str, Any] = {
             "base": str(base.resolve()),
             "recipe": recipe.to_json(),
-            "train": [[asdict(message) for message in example.messages] for example in data.train],
+            "train": [[asdict(message) for message in example.messages] for example in data.train] if imitates else [],
+            "held_out": [[asdict(message) for message in example.messages] for example in data.held_out[:JUDGED_ON]]
+            if imitates and recipe.patience
+            else [],
+            "preferences": [] if imitates else list(preferences),
             "parity": [[asdict(message) for message in talk] for talk in talks],
         }
-        content = json.dumps([folder_digest(base), job["recipe"], job["train"], job["parity"]])
+        content = json.dumps([folder_digest(base), *(job[name] for name in list(job)[1:])])
         return job | {
             "run": hashlib.sha256(content.encode()).hexdigest(),
             "micro_batch": recipe.batch,
@@ -110,14 +130,16 @@ class HuggingFaceTuner:
         before = read_json(run.path / "job.json")
         if isinstance(before, dict) and before.get("run") == job["run"]:
             # Batches and threads stay as they were, so that the resumed run gives what the unbroken one would have.
-            job |= {key: before[key] for key in ("micro_batch", "threads") if key in before}
+            job |= {key: before[key] for key in ("micro_batch", "threads", "method") if key in before}
         else:
             shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
         try:
+            run.path.chmod(0o700)  # job.json and the checkpoints hold what pupils wrote, or what was learnt from it
             write_json(run.path / "job.json", job)
             write_json(run.path / "recipe.json", job["recipe"])
             facts = await run_child(run.path, tell)
         except ApplianceError as error:
+            job |= read_json(run.path / "job.json") or {}  # it may have begun with smaller parts than it was told
             if error.code != "out_of_memory" or job["micro_batch"] == 1:
                 raise
             job["micro_batch"] = max(1, job["micro_batch"] // 2)
@@ -127,6 +149,7 @@ class HuggingFaceTuner:
             facts = await run_child(run.path, tell)
         facts = run.finish("train", facts | {"run": job["run"]})
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        (run.path / "job.json").unlink(missing_ok=True)  # the dataset folder has the text; one place to erase it from
         return facts
 
     def save_model(self, model: Any, path: str | Path) -> None:
@@ -200,12 +223,13 @@ async def run_child(folder: Path, tell: OnProgress) -> dict[str, Any]:
 
     Cancelling ends the process at once.
     """
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    }
+    job = read_json(folder / "job.json") or {}
+    command = launch_command(Recipe(**job.get("recipe", {})), gpus_here())
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | QUIET_THREADS | {"PYTHONPATH": path}
     with (folder / "train.log").open("ab") as log:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "appliance.tuning.train_child", str(folder), env=environment,
+            *command, str(folder), env=environment,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
         )  # fmt: skip
         done: dict[str, Any] | None = None
@@ -222,6 +246,8 @@ async def run_child(folder: Path, tell: OnProgress) -> dict[str, Any]:
             if child.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     child.kill()
+                if child.stdin is not None:
+                    child.stdin.close()  # its end tells the processes that a launcher started
                 await child.wait()
     if fault is not None:
         raise _fault(fault)

@@ -15,7 +15,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 320, 60, 40, 20, 15
 
 
 class LossLog:
-    """`loss.jsonl` of a run: {"step", "loss", "rate", "gradient", "epoch"}."""
+    """`loss.jsonl` of a run: {"step", "loss", "rate", "gradient", "epoch"}, with "held_out" where the run was judged."""
 
     def __init__(self, path: Path, up_to_step: int = 0) -> None:
         self.path = path
@@ -29,7 +29,8 @@ class LossLog:
 
     def draw(self, path: Path) -> None:
         """Write the loss curve as SVG."""
-        write_atomically(path, curve([(row["step"], row["loss"]) for row in self.rows]))
+        judged = [(row["step"], row["held_out"]) for row in self.rows if "held_out" in row]
+        write_atomically(path, curve([(row["step"], row["loss"]) for row in self.rows], judged))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -45,12 +46,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def curve(points: list[tuple[int, float]]) -> str:
-    """The training loss over the steps as a standalone SVG that a browser shows without any script."""
+def curve(points: list[tuple[int, float]], judged: list[tuple[int, float]] | None = None) -> str:
+    """The training loss over the steps, and the held-out loss where it was `judged`, as an SVG that needs no script."""
     if not points:
         return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"><title>No steps yet</title></svg>\n'
     steps = [step for step, _ in points]
-    losses = [loss for _, loss in points]
+    judged = judged or []
+    losses = [loss for _, loss in [*points, *judged]]
     low, high = min(0.0, *losses), max(*losses, 0.1)
     last = max(steps[-1], 1)
 
@@ -59,14 +61,14 @@ def curve(points: list[tuple[int, float]]) -> str:
         y = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (loss - low) / (high - low)
         return f"{x:.1f},{y:.1f}"
 
-    smooth, mean = [], losses[0]
+    smooth, mean = [], points[0][1]
     for step, loss in points:
         mean = 0.9 * mean + 0.1 * loss
         smooth.append((step, mean))
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" font-family="sans-serif"'
         f' font-size="12">',
-        f"<title>Training loss: {losses[0]:.3f} at step {steps[0]}, {losses[-1]:.3f} at step {steps[-1]}</title>",
+        f"<title>Training loss: {points[0][1]:.3f} at step {steps[0]}, {points[-1][1]:.3f} at step {steps[-1]}</title>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
     ]
     for part in range(5):
@@ -79,4 +81,11 @@ def curve(points: list[tuple[int, float]]) -> str:
     for series, style in ((points, 'stroke="#9bb8d3" stroke-width="1"'), (smooth, 'stroke="#1f4e79" stroke-width="2"')):
         path = " ".join(place(step, loss) for step, loss in series)
         lines.append(f'<polyline fill="none" {style} points="{path}"/>')
+    for step, loss in judged:
+        x, y = place(step, loss).split(",")
+        lines.append(f'<circle cx="{x}" cy="{y}" r="4" fill="#b3541e"/>')
+    if judged:
+        lines.append(
+            f'<text x="{WIDTH - RIGHT}" y="{TOP - 6}" text-anchor="end" fill="#b3541e">dots: held-out conversations</text>'
+        )
     return "\n".join([*lines, "</svg>", ""])

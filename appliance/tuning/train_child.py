@@ -8,6 +8,7 @@ that started it goes away.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -19,12 +20,13 @@ from typing import Any, TextIO
 
 from appliance import network
 from appliance.engine.handler import Message
-from appliance.errors import ApplianceError, StorageFull, from_os_error
+from appliance.errors import ApplianceError, BadInput, ModelUnavailable, StorageFull, from_os_error
 from appliance.tuning import checkpoints
+from appliance.tuning.launch import place, rank, together
 from appliance.tuning.recipe import Recipe
 from appliance.tuning.run_folder import read_json, write_json
 
-NICENESS = 10
+NICENESS = 15  # a pupil's answer goes before tomorrow's model: beside serving, training takes what is left over
 
 
 class OutOfMemory(ApplianceError):
@@ -36,7 +38,7 @@ def main(folder: Path) -> int:
     network.stay_offline()
     voice = _take_standard_output()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.nice(NICENESS)
+    _give_way()
     try:
         facts = train(folder, read_json(folder / "job.json"), voice)
     except ApplianceError as error:
@@ -46,8 +48,16 @@ def main(folder: Path) -> int:
         if known is None:
             raise
         return _tell_fault(voice, known)
-    _say(voice, {"done": facts})
+    if rank() == 0:
+        _say(voice, {"done": facts})
     return 0
+
+
+def _give_way() -> None:
+    """Serving comes first: for the processors' time, and where the machine runs out of memory."""
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("900", "ascii")
 
 
 def _tell_fault(voice: TextIO, error: ApplianceError) -> int:
@@ -88,6 +98,11 @@ def translate(error: BaseException, folder: Path) -> ApplianceError | None:
             "Tuning needs more memory than it may use (setting train_memory_mb, or the GPU's).",
             "Lower batch or length in the recipe, or allow more memory.",
         )
+    if isinstance(error, RuntimeError) and "CUDA error" in text:
+        return ModelUnavailable(
+            "The GPU stopped answering while it was tuning.",
+            "Run the same command again: it goes on from the newest complete checkpoint.",
+        )
     return from_os_error(error, "tuning") if isinstance(error, OSError) else None
 
 
@@ -96,35 +111,49 @@ def train(folder: Path, job: dict[str, Any], voice: TextIO) -> dict[str, Any]:
     recipe = Recipe(**job["recipe"])
 
     def report(stage: str, done: int, total: int, left: float | None, facts: dict[str, Any]) -> None:
-        _say(voice, {"stage": stage, "done": done, "total": total, "seconds_left": left, "facts": facts})
+        if rank() == 0:
+            _say(voice, {"stage": stage, "done": done, "total": total, "seconds_left": left, "facts": facts})
 
     report("load", 0, 1, None, {})
     import torch
 
-    from appliance.tuning import loading, trainer
+    from appliance.tuning import loading, memory, trainer
     from appliance.tuning.loss_log import LossLog
 
     gpu = torch.cuda.is_available() and job.get("gpu", True)
     if not gpu:
         limit = job["memory_mb"] * 1_000_000  # of private memory; a GPU's driver maps far more than it uses
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    torch.set_num_threads(job["threads"])
+    torch.set_num_threads(max(1, job["threads"] // together()))
+    if gpu:
+        torch.cuda.set_device(place())
     base = Path(job["base"])
-    free = torch.cuda.mem_get_info()[0] if gpu else None
-    method = loading.choose_method(recipe.method, loading.weights_in(base), free)
-    tokenizer = loading.load_tokenizer(base)
-    quantised = method == "qlora"
-    dtype = "bfloat16" if gpu or quantised else "float32"
-    model = loading.load_base(base, dtype=dtype, quantised=quantised, device="cuda:0" if gpu else "cpu")
-    context = getattr(model.config, "max_position_embeddings", recipe.length)
-    talks, fitted = trainer.fit(tokenizer, job["train"], min(recipe.length, context))
-    facts = {"method": method, "device": "cuda" if gpu else "cpu", "examples": len(talks), **fitted}
-    report("load", 1, 1, None, facts)
-    write_json(folder / "versions.json", versions())
-    started = time.monotonic()
-    made = trainer.build(model, tokenizer, talks, recipe, folder, micro_batch=job["micro_batch"], report=report)
     newest = checkpoints.newest(folder / "checkpoints")
-    made.train(resume_from_checkpoint=str(newest) if newest else None)
+    free = torch.cuda.mem_get_info()[0] if gpu else None
+    needed = memory.check(base, recipe, memory.room_here(job["memory_mb"], free, together()), context=_context(base))
+    if newest is None and together() == 1:  # several processes must all take the parts that the job names
+        job |= {"micro_batch": min(job["micro_batch"], needed.micro_batch), "method": needed.method}
+        write_json(folder / "job.json", job)
+    # A run that goes on keeps what it began with, whatever memory is free by now.
+    micro_batch, method = job["micro_batch"], job.get("method", needed.method)
+    tokenizer = loading.load_tokenizer(base)
+    quantised = loading.QUANTISED.get(method, "")
+    dtype = "bfloat16" if gpu or quantised else "float32"
+    model = loading.load_base(base, dtype=dtype, quantised=quantised, device=f"cuda:{place()}" if gpu else "cpu")
+    made, facts = _build(model, tokenizer, job, recipe, folder, needed.length, micro_batch, report)
+    facts |= {
+        "method": method,
+        "device": "cuda" if gpu else "cpu",
+        "micro_batch": micro_batch,
+        "threads": job["threads"],
+    }
+    report("load", 1, 1, None, facts)
+    if rank() == 0:
+        write_json(folder / "versions.json", versions())
+    started = time.monotonic()
+    outcome = trainer.run(made, newest)
+    if rank() != 0:
+        return {}
     seconds = time.monotonic() - started
     log = LossLog(folder / "loss.jsonl", made.state.global_step)
     log.draw(folder / "loss.svg")
@@ -133,14 +162,40 @@ def train(folder: Path, job: dict[str, Any], voice: TextIO) -> dict[str, Any]:
     score_reference(folder, base, tokenizer, job["parity"])
     losses = [row["loss"] for row in log.rows]
     return facts | {
-        "steps": len(losses),
+        **outcome,
         "resumed_from": int(newest.name.split("-")[1]) if newest else 0,
         "train_seconds": round(seconds, 2),
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "adapter_weights": weights,
         "first_loss": losses[0],
         "last_loss": losses[-1],
-        "threads": job["threads"],
     }
+
+
+def _context(base: Path) -> int:
+    """Tokens that the model was made for; 0 where it does not say."""
+    config = read_json(base / "config.json")
+    found = config.get("max_position_embeddings") if isinstance(config, dict) else None
+    return found if isinstance(found, int) else 0
+
+
+def _build(
+    model: Any, tokenizer: Any, job: dict[str, Any], recipe: Recipe, folder: Path, length: int, micro_batch: int, report: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The trainer for the recipe's objective, and what is noted about its examples."""
+    from appliance.tuning import preference, trainer
+
+    if recipe.objective != "imitate":
+        rows, fitted = preference.prepare_preferences(tokenizer, job["preferences"], length)
+        made = preference.build(model, tokenizer, rows, recipe, folder, micro_batch=micro_batch, report=report)
+        return made, {"examples": len(rows), **fitted}
+    talks, fitted = trainer.fit(tokenizer, job["train"], length)
+    held_out: list[trainer.Talk] = []
+    with contextlib.suppress(BadInput):  # none of them fits: then nothing is judged, and the facts say so
+        held_out = trainer.fit(tokenizer, job["held_out"], length)[0]
+    options: dict[str, Any] = {"micro_batch": micro_batch, "report": report, "held_out": held_out}
+    made = trainer.build(model, tokenizer, talks, recipe, folder, **options)
+    return made, {"examples": len(talks), **fitted, **made.facts}
 
 
 def score_reference(folder: Path, base: Path, tokenizer: Any, rows: list[list[dict[str, Any]]]) -> None:

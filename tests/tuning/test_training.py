@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,31 @@ from appliance.tuning.recipe import Recipe
 from appliance.tuning.train_child import OutOfMemory, translate
 
 FAST = Recipe(rank=4, alpha=8, rate=5e-3, epochs=2, batch=4, length=128, checkpoint_every=2)
+# Judged every second step of sixteen.
+WATCHED = Recipe(
+    rank=8, alpha=64, dropout=0.2, rate=2e-2, warmup=0, epochs=8, batch=4, length=128, checkpoint_every=2, patience=2
+)
+TURN = 6  # the step after which the scripted judge sees it get worse
 
 
 def quiet(*_args: object) -> None: ...
 
 
-def made(base: Path, talks: list[trainer.Talk], folder: Path, recipe: Recipe = FAST, **loading_options: Any) -> Any:
-    model = loading.load_base(base, **loading_options)
+def made(
+    base: Path,
+    talks: list[trainer.Talk],
+    folder: Path,
+    recipe: Recipe = FAST,
+    *,
+    held_out: Sequence[trainer.Talk] = (),
+    report: trainer.Report = quiet,
+    **options: Any,
+) -> Any:
+    model = loading.load_base(base, **options)
     tokenizer = loading.load_tokenizer(base)
-    return trainer.build(model, tokenizer, talks, recipe, folder, micro_batch=recipe.batch, report=quiet)
+    return trainer.build(
+        model, tokenizer, talks, recipe, folder, micro_batch=recipe.batch, report=report, held_out=held_out
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +69,9 @@ def test_only_the_tutors_words_and_end_mark_carry_loss(tiny: Path, talks: list[t
     tokenizer = loading.load_tokenizer(tiny)
     batch = next(iter(run.get_train_dataloader()))
     wanted = {"".join(m["content"] + "<|end|>" for m in talk if m["role"] == "assistant") for talk in talks}
-    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+    assert len(batch["packed_lengths"]) == FAST.batch and batch["input_ids"].shape == (1, sum(batch["packed_lengths"]))
+    parts = [batch[name][0].split(batch["packed_lengths"]) for name in ("input_ids", "labels")]
+    for ids, labels in zip(*parts, strict=True):
         learnt = labels != -100
         assert (ids[learnt] == labels[learnt]).all()
         assert tokenizer.decode(labels[learnt]) in wanted
@@ -92,11 +110,12 @@ def test_the_order_is_complete_repeatable_and_begins_with_the_longest() -> None:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_in_the_same_weights(tiny: Path, talks: list[trainer.Talk], tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_resumed_run_ends_in_the_same_weights(tiny: Path, talks: list[trainer.Talk], tmp_path: Path, packing: bool) -> None:
     """Also where the newest checkpoint is damaged, and with dropout, which draws random numbers at each step."""
     from dataclasses import replace
 
-    recipe = replace(FAST, dropout=0.2)
+    recipe = replace(FAST, dropout=0.2, packing=packing)
     whole = made(tiny, talks, tmp_path / "whole", recipe)
     whole.train()
     assert len(checkpoints._numbered(tmp_path / "whole" / "checkpoints")) == checkpoints.KEPT
@@ -107,8 +126,7 @@ def test_a_resumed_run_ends_in_the_same_weights(tiny: Path, talks: list[trainer.
         if done == 7:
             raise Cut
 
-    base, tokenizer = loading.load_base(tiny), loading.load_tokenizer(tiny)
-    broken = trainer.build(base, tokenizer, talks, recipe, tmp_path / "broken", micro_batch=4, report=cut)
+    broken = made(tiny, talks, tmp_path / "broken", recipe, report=cut)
     with pytest.raises(Cut):
         broken.train()
     folder = tmp_path / "broken" / "checkpoints"
@@ -123,6 +141,94 @@ def test_a_resumed_run_ends_in_the_same_weights(tiny: Path, talks: list[trainer.
     assert same(weights(whole.model), weights(resumed.model))
     steps = [json.loads(line)["step"] for line in (tmp_path / "broken" / "loss.jsonl").read_text("utf-8").splitlines()]
     assert steps == list(range(1, 9))
+
+
+def backwards(talk: trainer.Talk) -> trainer.Talk:
+    """A tutor who speaks backwards: what is learnt from the others helps with him for a while, and then no more."""
+    return [turn | {"content": " ".join(reversed(turn["content"].split()))} for turn in talk]
+
+
+@pytest.mark.slow
+def test_the_weights_that_were_best_on_held_out_conversations_are_kept(
+    tiny: Path, talks: list[trainer.Talk], tmp_path: Path
+) -> None:
+    run = made(tiny, talks[:8], tmp_path, WATCHED, held_out=[backwards(talk) for talk in talks[8:]])
+    facts = trainer.run(run, None)
+    losses = trainer.judgings(run.state)
+    assert losses[facts["best_step"]] == min(losses.values()) and len(set(losses.values())) == len(losses)
+    assert facts["held_out_loss"] == pytest.approx(min(losses.values()), abs=1e-4)
+    assert run.judge() == pytest.approx(min(losses.values()), rel=1e-6), "what is left in the model is the best"
+    logged = {row["step"]: row["held_out"] for row in LossLog(tmp_path / "loss.jsonl", 10**6).rows if "held_out" in row}
+    assert logged == losses
+
+
+def watched(base: Path, talks: list[trainer.Talk], folder: Path, report: trainer.Report = quiet) -> Any:
+    """A run whose judge sees it get better up to step TURN, and then worse."""
+    run = made(base, talks[:8], folder, WATCHED, held_out=talks[8:], report=report)
+    run.judge = lambda: 1.0 + abs(run.state.global_step - TURN) / 100
+    return run
+
+
+@pytest.mark.slow
+def test_early_stopping_survives_a_kill_at_any_judging(tiny: Path, talks: list[trainer.Talk], tmp_path: Path) -> None:
+    """Broken off just before the best, just after it, and between the last step and the end."""
+    whole = watched(tiny, talks, tmp_path / "whole")
+    wanted = trainer.run(whole, None)
+    assert wanted == {"steps": TURN + 4, "best_step": TURN, "held_out_loss": 1.0, "stopped_early": True}
+    best = checkpoints.newest(tmp_path / "whole" / "checkpoints")
+    assert best is not None and best.name == f"checkpoint-{TURN + 4}"
+
+    class Cut(Exception): ...
+
+    for at in (TURN, TURN + 3, TURN + 4):
+
+        def cut(_stage: str, done: int, *_rest: object, at: int = at) -> None:
+            if done == at:
+                raise Cut
+
+        with pytest.raises(Cut):
+            trainer.run(watched(tiny, talks, tmp_path / str(at), cut), None)
+        again = watched(tiny, talks, tmp_path / str(at))
+        facts = trainer.run(again, checkpoints.newest(tmp_path / str(at) / "checkpoints"))
+        assert facts == wanted and same(weights(whole.model), weights(again.model)), at
+
+    # The run ended, and was killed before its adapter was written: nothing is trained again.
+    ended = watched(tiny, talks, tmp_path / "whole", lambda *_: pytest.fail("it trained on"))
+    assert trainer.run(ended, best) == wanted and same(weights(whole.model), weights(ended.model))
+    # The best one was damaged on disk since: the next best will do.
+    (tmp_path / "whole" / "checkpoints" / f"checkpoint-{TURN}" / "adapter_model.safetensors").write_bytes(b"")
+    assert trainer.run(watched(tiny, talks, tmp_path / "whole"), best)["best_step"] == TURN + 2
+
+
+def test_without_patience_nothing_is_judged(tiny: Path, talks: list[trainer.Talk], tmp_path: Path) -> None:
+    run = made(tiny, talks[:4], tmp_path, FAST, held_out=talks[8:])
+    facts = trainer.run(run, None)
+    assert trainer.judgings(run.state) == {} and facts == {"steps": 2}
+
+
+def test_patience_counts_judgings_after_the_best() -> None:
+    assert not trainer.out_of_patience({}, 2)
+    assert not trainer.out_of_patience({2: 3.0, 4: 3.0}, 2), "one judging without a gain"
+    assert trainer.out_of_patience({2: 3.0, 4: 3.0, 6: 3.1}, 2)
+    assert not trainer.out_of_patience({2: 3.0, 4: 3.1, 6: 2.9}, 2)
+    assert not trainer.out_of_patience({2: 3.0, 4: 3.1, 6: 3.2}, 0)
+
+
+@pytest.mark.parametrize("flag", ["rslora", "dora"])
+def test_the_recipes_flags_reach_the_adapter(tiny: Path, talks: list[trainer.Talk], tmp_path: Path, flag: str) -> None:
+    from dataclasses import replace
+
+    run = made(tiny, talks[:4], tmp_path, replace(FAST, **{flag: True}))
+    assert run.facts[flag] is True and run.facts["packing"] == "packed"
+    trainer.run(run, None)
+    trainer.save_adapter(run.model, tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert config[f"use_{flag}"] is True
+    if flag == "dora":
+        assert any("magnitude" in name for name in weights(run.model))
+    else:  # alpha / sqrt(rank) instead of alpha / rank
+        scales = [module.scaling for module in run.model.modules() if isinstance(getattr(module, "scaling", None), dict)]
+        assert scales and all(scale["default"] == 4.0 for scale in scales)
 
 
 def test_a_checkpoint_counts_only_while_its_manifest_verifies(tmp_path: Path) -> None:
@@ -242,6 +348,8 @@ def test_full_disk_and_memory_are_sentences(tmp_path: Path) -> None:
     assert isinstance(translate(OSError(28, "No space left on device"), tmp_path), StorageFull)
     memory = translate(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), tmp_path)
     assert memory is not None and memory.code == "out_of_memory" and "train_memory_mb" in memory.message
+    gone = translate(RuntimeError("CUDA error: unspecified launch failure"), tmp_path)
+    assert gone is not None and "GPU stopped answering" in gone.message
     assert translate(RuntimeError("shapes do not match"), tmp_path) is None
 
 
@@ -271,6 +379,11 @@ async def test_a_full_disk_is_a_sentence_and_the_run_can_go_on(
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     trained = await tuner.fine_tune(tiny, data, FAST, small_disk / "run")
     assert checkpoints.complete(trained.adapter)
+    assert (small_disk / "run").stat().st_mode & 0o077 == 0
+    left = [path.name for path in (small_disk / "run").rglob("*") if path.is_file() and b"the museum" in path.read_bytes()]
+    assert left == [], "no copy of the conversations outlives the training"
+    again = await tuner.fine_tune(tiny, data, FAST, small_disk / "run")
+    assert again.facts == trained.facts, "and the finished run is still known"
 
 
 @pytest.mark.slow
@@ -320,6 +433,6 @@ def test_the_loss_log_survives_a_torn_line_and_draws(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    code = "import sys, appliance.tuning.retrain; print({'torch', 'transformers', 'trl', 'llama_cpp'} & set(sys.modules))"
+    code = "import sys, appliance.tuning.pipeline; print({'torch', 'transformers', 'trl', 'llama_cpp'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
