@@ -148,12 +148,15 @@ async def import_models(out: Output, path: Path, licence: str | None, name: str 
 @command
 async def export(out: Output, name: str, path: Path, form: Format | None, kind: Kind | None) -> int:
     """Copy a model's verified file to PATH, a new file or a folder; merged with its base or smaller where asked."""
+    from appliance.engine.inspect import read_gguf
     from appliance.tuning.importing import export_model
 
     if form == "merged" or kind:
         out.note("Making the file and comparing it with what is served; this can take some minutes.")
     target, digest = await asyncio.to_thread(export_model, Registry(out.settings.models), name, path, form, kind)
     out.say(f"Written to {target} (sha256 {digest}).")
+    if kind:
+        out.say(f"Most of its weights are {read_gguf(target).quantisation} now.")
     out.result({"id": name, "file": target, "sha256": digest})
     return 0
 

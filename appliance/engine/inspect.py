@@ -14,7 +14,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
@@ -77,7 +77,7 @@ class GGUFFacts:
     """What a GGUF file says of itself; texts are the file's own words and empty where it says nothing.
 
     context: tokens, 0 where not given. tensors: how many. parameters: weights in all of them. quantisation: ggml's name for
-    the type that most of the weights have.
+    the type that most of the weights have. starter: one of our own files says it is the small model that comes with the box.
     """
 
     version: int
@@ -90,6 +90,8 @@ class GGUFFacts:
     quantisation: str
     licence: str
     kind: Literal["model", "adapter"]
+    starter: bool = False
+    numbers: dict[str, float] = field(default_factory=dict)  # what it says under its architecture's name, without that name
 
 
 # --- GGUF -----------------------------------------------------------------------------------------------------------------
@@ -206,7 +208,8 @@ def _gguf(reader: _Reader) -> GGUFFacts:
         version=version, architecture=architecture, name=_said(reader, known, "general.name"), context=context,
         template=_said(reader, known, "tokenizer.chat_template"), tensors=tensors, parameters=sum(weights.values()),
         quantisation=weights.most_common(1)[0][0] if weights else "", licence=_said(reader, known, "general.license"),
-        kind="adapter" if kind == "adapter" else "model",
+        kind="adapter" if kind == "adapter" else "model", starter=known.get("appliance.starter") == 1,
+        numbers={key.partition(".")[2]: n for key, n in known.items() if key.startswith(f"{architecture}.") and n is not None},
     )  # fmt: skip
 
 

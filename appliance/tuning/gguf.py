@@ -1,8 +1,9 @@
 """A trained model -> the GGUF files that llama.cpp serves: the base once, each adapter by itself.
 
-Hides tensor names, the row order that llama.cpp's rotary embedding expects, and the tokenizer's tables. Written for the Llama
-architecture with byte-level BPE (the starter's), straight from safetensors: no torch, no pickles. Whether an export says what
-the trained model says is `parity.py`'s question. Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+Hides who writes them. The starter's kind, plain Llama with GPT-2's byte-level BPE, is written here within a second, straight
+from safetensors: tensor names, the row order that llama.cpp's rotary embedding expects, the tokenizer's tables; no torch, no
+pickles. Everything else goes to llama.cpp's own converter (`converter.py`). Whether an export says what the trained model says
+is `parity.py`'s question. Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from appliance.engine.inspect import read_gguf
 from appliance.errors import BadInput, ModelUnavailable, NotFound, Unsupported, from_os_error
 from appliance.registry import Manifest, Registry
+from appliance.tuning.converter import SEEN, Dtype, convert_adapter, convert_base, convert_merged, merge
 from appliance.tuning.loading import check_folder
+from appliance.tuning.parity import chat_template, same_template
+from appliance.tuning.tokens import pre_tokenizer
 
 Array = npt.NDArray[Any]
 
 ARCHITECTURE = "LlamaForCausalLM"
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+STARTER_KEY = "appliance.starter"  # in the header of our own files: a copy on another box keeps its mark
 MODULES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -40,8 +48,8 @@ MODULES = {
 }
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 # What a base needs to be trained again and served; everything else in a model folder stays behind.
-KEPT = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
-        "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "README.md", "LICENSE*")  # fmt: skip
+KEPT = (*SEEN, "README.md", "LICENSE*")
+MERGED_HINT = "Export the two merged: appliance models export ID PATH --format merged."
 
 
 # --- reading safetensors --------------------------------------------------------------------------------------------------
@@ -86,8 +94,18 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _ours(folder: Path) -> bool:
+    """Whether this file's own writer knows the model in a folder; the converter takes the others."""
+    try:
+        _config(folder)
+        tokenizer = _json(folder / "tokenizer.json")
+        return pre_tokenizer(tokenizer) == "gpt-2" and not tokenizer.get("normalizer")
+    except (Unsupported, ModelUnavailable):
+        return False
+
+
 def _config(folder: Path) -> dict[str, Any]:
-    """config.json of a model this file can export. Raises Unsupported naming what it cannot."""
+    """config.json of a model that is written here. Raises Unsupported naming what is not."""
     config = _json(folder / "config.json")
     found = config.get("architectures") or ["none"]
     if found != [ARCHITECTURE]:
@@ -122,15 +140,57 @@ def _heads(config: dict[str, Any], module: str) -> int:
 # --- the base -------------------------------------------------------------------------------------------------------------
 
 
-def export_base(hf_folder: Path, out: Path, name: str = "model") -> None:
-    """Write a Llama model and its tokenizer as one F16 GGUF file, whole or not at all; the same inputs give the same bytes.
+def export_base(
+    hf_folder: Path, out: Path, name: str = "model", *, dtype: Dtype = "F16", licence: str = "", starter: bool = False
+) -> None:
+    """Write a model, its tokenizer and its chat template as one GGUF file, whole or not at all; same inputs, same bytes.
 
-    Raises Unsupported naming the architecture or tokenizer, ModelUnavailable, StorageFull.
+    starter: mark the file as the small model that comes with the box. Raises Unsupported naming the architecture or tokenizer,
+    ModelUnavailable, BadInput, StorageFull.
     """
     check_folder(hf_folder)
+    if dtype != "F16" or not _ours(hf_folder):
+        convert_base(hf_folder, out, dtype, name=name, licence=licence)
+    else:
+        _write_base(hf_folder, out, name, licence, starter)
+    same_template(out, hf_folder)
+
+
+def export_merged(
+    base_hf_folder: Path,
+    adapter_folder: Path,
+    out: Path,
+    name: str = "model",
+    *,
+    dtype: Dtype = "F16",
+    licence: str = "",
+    starter: bool = False,
+) -> None:
+    """Write base and adapter as one GGUF file: merged in float32, then rounded once to `dtype`.
+
+    Takes what no GGUF adapter can say: DoRA, modules saved whole, changed embeddings. Raises as `export_base` does.
+    """
+    if dtype != "F16" or not _ours(base_hf_folder):
+        convert_merged(base_hf_folder, adapter_folder, out, dtype, name=name, licence=licence)
+        same_template(out, base_hf_folder)
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".merge-", dir=out.parent) as folder:
+            merge(base_hf_folder, adapter_folder, Path(folder) / "merged")
+            export_base(Path(folder) / "merged", out, name, dtype=dtype, licence=licence, starter=starter)
+    except OSError as error:
+        raise from_os_error(error, f"writing {out.name}") from None
+
+
+def _write_base(hf_folder: Path, out: Path, name: str, licence: str, starter: bool) -> None:
     config = _config(hf_folder)
     with _writer(out, "llama") as (writer, gguf):
         writer.add_name(name)
+        if licence:
+            writer.add_license(licence)
+        if starter:
+            writer.add_bool(STARTER_KEY, True)
         writer.add_context_length(config["max_position_embeddings"])
         writer.add_embedding_length(config["hidden_size"])
         writer.add_block_count(config["num_hidden_layers"])
@@ -145,19 +205,29 @@ def export_base(hf_folder: Path, out: Path, name: str = "model") -> None:
         writer.add_vocab_size(config["vocab_size"])
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
         _add_tokenizer(writer, gguf, hf_folder, config["vocab_size"])
-        tied = bool(config.get("tie_word_embeddings"))
-        for name, tensor in _tensors(hf_folder):
-            served, module = _served_name(name.removesuffix(".weight"))
-            if served == "output" and tied:
-                continue  # llama.cpp reuses the embedding
+        for part, tensor in _weights(hf_folder, bool(config.get("tie_word_embeddings"))):
+            served, module = _served_name(part.removesuffix(".weight"))
             if heads := _heads(config, module):
                 tensor = _permuted(tensor, heads)
             if tensor.ndim > 1:
                 with np.errstate(over="ignore"):
                     tensor = tensor.astype(np.float16)
             if not np.isfinite(tensor).all():
-                raise ModelUnavailable(f"The tensor {name} does not fit into 16-bit floats.", "Copy the model again.")
+                raise ModelUnavailable(f"The tensor {part} does not fit into 16-bit floats.", "Copy the model again.")
             writer.add_tensor(f"{served}.weight", np.ascontiguousarray(tensor))
+
+
+def _weights(folder: Path, tied: bool) -> Iterator[tuple[str, Array]]:
+    """What is to be written. Tied: one table is input and output, and llama.cpp wants it under the input's name only."""
+    output, has_input = None, False
+    for name, tensor in _tensors(folder):
+        has_input = has_input or name == "model.embed_tokens.weight"
+        if tied and name == "lm_head.weight":
+            output = tensor
+        else:
+            yield name, tensor
+    if output is not None and not has_input:
+        yield "model.embed_tokens.weight", output
 
 
 class _writer:
@@ -197,9 +267,7 @@ class _writer:
 def _add_tokenizer(writer: Any, gguf: Any, folder: Path, vocabulary: int) -> None:
     """Tokens, their kinds, merges, special ids and the chat template, as tokenizer.json and its siblings give them."""
     tokenizer = _json(folder / "tokenizer.json")
-    model = tokenizer.get("model", {})
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise Unsupported(f"Tokenizers of the kind {model.get('type')} cannot be exported.", "Use a byte-level BPE tokenizer.")
+    model = tokenizer["model"]
     kinds = [gguf.TokenType.UNUSED] * vocabulary
     tokens = [f"[PAD{number}]" for number in range(vocabulary)]
     ids: dict[str, int] = dict(model["vocab"])
@@ -210,7 +278,7 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, vocabulary: int) -> Non
         tokens[added["id"]] = added["content"]
         kinds[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pre_tokenizer(tokenizer))
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
@@ -223,46 +291,62 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, vocabulary: int) -> Non
         if mark in ids:
             add(ids[mark])
     writer.add_add_bos_token(False)
-    template = folder / "chat_template.jinja"
-    # Bytes, because reading as text would change line ends: the template goes over as it is.
-    chat = template.read_bytes().decode("utf-8") if template.is_file() else settings.get("chat_template")
-    if not isinstance(chat, str) or not chat:
+    chat = chat_template(folder)
+    if not chat:
         raise Unsupported("The model has no chat template.", "Use a model made for conversation.")
     writer.add_chat_template(chat)
-
-
-def _pre_tokenizer(tokenizer: dict[str, Any]) -> str:
-    """llama.cpp's name for the way this tokenizer cuts text before merging. Raises Unsupported for a way it is not told."""
-    step = tokenizer.get("pre_tokenizer") or {}
-    plain = step.get("type") == "ByteLevel" and step.get("use_regex", True) and not step.get("add_prefix_space")
-    if not plain or tokenizer.get("normalizer"):
-        raise Unsupported("The model's tokenizer cuts words in a way that has no exporter here.", "Use GPT-2's splitting.")
-    return "gpt-2"
 
 
 # --- the adapter ----------------------------------------------------------------------------------------------------------
 
 
 def export_adapter(adapter_folder: Path, base_hf_folder: Path, out: Path) -> None:
-    """Write a peft LoRA adapter as a GGUF adapter in F32, whole or not at all.
+    """Write a peft LoRA adapter as a GGUF adapter in F32, whole or not at all, for the base in `base_hf_folder`.
 
     Raises Unsupported for kinds of adapter that llama.cpp cannot apply, ModelUnavailable, StorageFull.
     """
-    config = _config(base_hf_folder)
-    adapter = _json(adapter_folder / "adapter_config.json")
-    alpha = _alpha(adapter)
-    pairs = list(_tensors(adapter_folder))
-    if not pairs:
+    check_folder(adapter_folder)
+    alpha = _alpha(_json(adapter_folder / "adapter_config.json"))
+    parts = _changes(adapter_folder, base_hf_folder)
+    if not parts:
         raise ModelUnavailable("The adapter holds no weights.", "Run the tuning again.")
+    for name, tensor in parts.items():
+        if not np.isfinite(tensor).all():
+            raise ModelUnavailable(f"The adapter's weights {name} are not finite.", "Run the tuning again.")
+    if not _ours(base_hf_folder):
+        convert_adapter(parts, base_hf_folder, out, alpha=alpha)
+        return
+    config = _config(base_hf_folder)
     with _writer(out, "llama") as (writer, gguf):
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
-        for name, tensor in pairs:
+        for name, tensor in parts.items():
             served, part = _adapter_part(name, config, tensor)
-            if not np.isfinite(part).all():
-                raise ModelUnavailable(f"The adapter's weights {name} are not finite.", "Run the tuning again.")
             writer.add_tensor(served, np.ascontiguousarray(part))
+
+
+def _changes(adapter: Path, base: Path) -> dict[str, Array]:
+    """The adapter's low-rank weights. Raises Unsupported for changes of the first and last table that it cannot carry.
+
+    Where `lm_head` is among the changed parts, peft stores the base's own tables beside them; what only repeats the base goes.
+    """
+    parts = dict(_tensors(adapter))
+    tables = [name for name in parts if ".lora_" not in name]
+    whole = {name: name.removeprefix("base_model.model.").replace(".base_layer.", ".") for name in tables}
+    held: dict[str, Array] = {}
+    if whole or any(".lm_head." in name for name in parts):
+        held = {name: tensor for name, tensor in _tensors(base) if name in {*whole.values(), *TABLES}}
+    for name, stood in whole.items():
+        same = held.get(stood, held.get("model.embed_tokens.weight") if stood == "lm_head.weight" else None)
+        if same is None or not np.array_equal(parts.pop(name), same):
+            raise Unsupported(f"The adapter changes {stood.removesuffix('.weight')} as a whole.", MERGED_HINT)
+    if any(".embed_tokens." in name for name in parts):
+        raise Unsupported("The adapter changes the embedding (embed_tokens), which no GGUF adapter can.", MERGED_HINT)
+    shared = _json(base / "config.json").get("tie_word_embeddings") or "lm_head.weight" not in held
+    if shared and any(".lm_head." in name for name in parts):
+        raise Unsupported("The adapter changes lm_head, which this base shares with its embedding.", MERGED_HINT)
+    return parts
 
 
 def _alpha(adapter: dict[str, Any]) -> float:
@@ -271,9 +355,9 @@ def _alpha(adapter: dict[str, Any]) -> float:
         raise Unsupported(f"Adapters of the kind {adapter.get('peft_type')} cannot be exported.", "Use LoRA.")
     for key in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices", "layer_replication"):
         if adapter.get(key):
-            raise Unsupported(f"LoRA adapters with {key} cannot be exported.", "Tune without it.")
+            raise Unsupported(f"LoRA adapters with {key} cannot be exported by themselves.", MERGED_HINT)
     if adapter.get("bias", "none") != "none":
-        raise Unsupported("LoRA adapters with biases cannot be exported.", "Tune without them.")
+        raise Unsupported("LoRA adapters with biases cannot be exported by themselves.", MERGED_HINT)
     rank, alpha = int(adapter["r"]), float(adapter["lora_alpha"])
     return alpha * math.sqrt(rank) if adapter.get("use_rslora") else alpha
 
@@ -306,7 +390,9 @@ def install_base(
         return registry.get(name)
     except NotFound:
         pass
-    config = _config(hf_folder)
+    if not chat_template(hf_folder):
+        raise Unsupported(f"The model in {hf_folder.name} has no chat template.", "Use a model made for conversation.")
+    terms = licence or _licence(hf_folder, starter)
     incoming = registry.root / f".{name}.{os.getpid()}.new"
     try:
         shutil.rmtree(incoming, ignore_errors=True)
@@ -314,10 +400,10 @@ def install_base(
         for pattern in KEPT:
             for path in hf_folder.glob(pattern):
                 shutil.copyfile(path, incoming / "hf" / path.name)
-        export_base(incoming / "hf", incoming / "model.gguf", name)
+        export_base(incoming / "hf", incoming / "model.gguf", name, licence=terms, starter=starter)
         return registry.add(
             incoming, id=name, kind="base", title=title or ("Starter" if starter else hf_folder.name),
-            licence=licence or _licence(hf_folder, starter), context=int(config["max_position_embeddings"]), starter=starter,
+            licence=terms, context=read_gguf(incoming / "model.gguf").context, starter=starter,
         )  # fmt: skip
     except OSError as error:
         raise from_os_error(error, "installing the base model") from None
@@ -334,7 +420,7 @@ def _slug(name: str) -> str:
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the names and contents of the files that make the model what it is."""
     digest = hashlib.sha256()
-    for pattern in KEPT[:8]:
+    for pattern in SEEN:
         for path in sorted(folder.glob(pattern)):
             with path.open("rb") as handle:
                 digest.update(f"{path.name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from appliance import network
+from appliance.engine.handler import Message
 from appliance.engine.inspect import GGUFFacts, check_hf_folder, check_template, read_gguf
 from appliance.errors import (
     ApplianceError,
@@ -41,9 +42,11 @@ from appliance.errors import (
 from appliance.files import sha256_of, sync
 from appliance.registry import Manifest, Registry
 from appliance.settings import PACKAGE
-from appliance.tuning.gguf import KEPT, export_base, folder_digest, install_base
+from appliance.tuning.gguf import KEPT, export_base, export_merged, folder_digest, install_base
+from appliance.tuning.parity import SAMPLES, Reference, chat_template, parity, served_reference
+from appliance.tuning.quantise import Kind, quantise
 
-Format = Literal["gguf", "adapter"]
+Format = Literal["gguf", "merged", "adapter"]
 
 PIECE = 4 * 2**20
 SPARE = 64 * 2**20  # bytes of disk that stay free beside the model
@@ -53,6 +56,10 @@ PROBE_MEMORY = 3 * 2**30  # for the chat template, which needs a few megabytes, 
 CHECK_SECONDS = 30  # for headers, JSON and the chat template
 LOAD_SECONDS = 120
 PROBE_BYTES_PER_SECOND = 50 * 2**20  # a slow disk
+# Each byte that UTF-8 text can hold, in letters that no small vocabulary has.
+EVERY_BYTE = "".join(
+    chr(code) for code in (*range(1, 0x100), *range(0x100, 0x800, 7), *range(0x800, 0x10FFFF, 0xFED)) if code >> 11 != 0x1B
+)  # fmt: skip
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------------
@@ -87,7 +94,7 @@ def _staging(registry: Registry) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UnderWay("Another model is being imported.", "Wait until it is done, then try again.") from None
+            raise UnderWay("Another model is being imported or made.", "Wait until it is done, then try again.") from None
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
         try:
@@ -115,7 +122,7 @@ def _import_file(registry: Registry, path: Path, staging: Path, licence: str | N
     probe(draft / "model.gguf", path.name)
     return registry.add(
         draft, id=id or f"{_slug(facts.name or path.stem)}-{digest[:8]}", kind="base", title=_plain(facts.name or path.stem),
-        licence=terms, context=facts.context, starter=_is_starter(registry, digest),
+        licence=terms, context=facts.context, starter=facts.starter or _is_starter(registry, digest),
     )  # fmt: skip
 
 
@@ -153,9 +160,11 @@ def _import_folder(
     digest = folder_digest(copies / "hf")
     if starter is not None and digest == folder_digest(starter):
         return install_base(registry, copies / "hf", id=id, starter=True, licence=terms)
+    if not chat_template(copies / "hf"):
+        raise BadInput(f"The model in {path.name} has no chat template.", "Use a model made for conversation.")
     name = id or f"{_slug(path.resolve().name)}-{digest[:8]}"
-    draft = copies.rename(staging / name)  # the exporter takes the model's name from its folder
-    _export(draft)
+    draft = copies.rename(staging / name)
+    _export(draft, name, terms)
     facts = read_gguf(draft / "model.gguf")
     probe(draft / "model.gguf", path.name)
     return registry.add(
@@ -163,9 +172,9 @@ def _import_folder(
     )  # fmt: skip
 
 
-def _export(draft: Path) -> None:
+def _export(draft: Path, name: str, terms: str) -> None:
     try:
-        export_base(draft / "hf", draft / "model.gguf")
+        export_base(draft / "hf", draft / "model.gguf", name, licence=terms)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, struct.error) as error:
         raise BadInput(
             f"The model's config.json, tokenizer and weights do not fit together ({type(error).__name__}: {error}).",
@@ -257,7 +266,8 @@ def probe(path: Path, shown: str) -> None:
     """
     load = LOAD_SECONDS + (path.stat().st_size // PROBE_BYTES_PER_SECOND if path.is_file() else 0)
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+        "GGML_NO_BACKTRACE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
     }
     command = [sys.executable, "-m", "appliance.tuning.importing", str(CHECK_SECONDS), str(load), str(path)]
     slow = BadInput(f"{shown} could not be checked and loaded in time.", "Use another copy, or a smaller model.")
@@ -268,7 +278,7 @@ def probe(path: Path, shown: str) -> None:
         raise slow from None
     if done.returncode == 0:
         return
-    if done.returncode == TOLD:
+    if done.returncode == TOLD or (done.returncode == -signal.SIGABRT and done.stdout):
         fault = json.loads(done.stdout)
         raise BadInput(re.sub(rf"\b{re.escape(path.name)}\b", lambda _found: shown, fault["message"]), fault["hint"])
     if done.returncode == -signal.SIGALRM:
@@ -312,6 +322,10 @@ async def _load(path: Path, facts: GGUFFacts) -> None:
         await handler.start()
     except ModelUnavailable as error:
         raise BadInput(error.message, "Use another copy, or a smaller model.") from None
+    # Said beforehand: llama.cpp ends the process at a letter that a vocabulary has neither a token nor bytes for.
+    _tell(f"{path.name} has no tokens for every letter that a pupil may type.", "Use a model with a larger vocabulary.")
+    sys.stdout.flush()
+    await handler.count([Message("user", EVERY_BYTE)])
     await handler.close()
 
 
@@ -323,33 +337,96 @@ def _tell(message: str, hint: str) -> int:
 # --- out --------------------------------------------------------------------------------------------------------------------
 
 
-def export_model(registry: Registry, name: str, path: Path, kind: Format | None = None) -> tuple[Path, str]:
+def export_model(
+    registry: Registry, name: str, path: Path, kind: Format | None = None, rounded: Kind | None = None
+) -> tuple[Path, str]:
     """Copy a model's file out, each byte compared with what was registered; where it went, and its sha256.
 
-    kind: the base model's file or the adapter's; None takes what the model is. path: a new file, or a folder to put it in.
-    Raises Conflict where the file is there already, BadInput where the model has no such part, ModelUnavailable, StorageFull.
+    kind: the base model's file, the adapter's, or both merged into one that needs no other; None takes what the model is.
+    rounded: make it smaller first. path: a new file, or a folder to put it in. What is made here is compared with what is
+    served before it goes out. Raises Conflict where the file is there already, BadInput where the model has no such part,
+    ModelUnavailable, Unsupported, StorageFull.
     """
     manifest = registry.get(name)
-    file = "adapter.gguf" if (kind or ("adapter" if manifest.kind == "adapter" else "gguf")) == "adapter" else "model.gguf"
-    if file not in manifest.files:
+    kind = kind or ("adapter" if manifest.kind == "adapter" else "gguf")
+    file = "adapter.gguf" if kind == "adapter" else "model.gguf"
+    if kind == "merged" and manifest.base is None:
+        raise BadInput(f"The model {manifest.id!r} is whole already.", "Export it with --format gguf.")
+    if kind == "adapter" and rounded:
+        raise BadInput("An adapter cannot be made smaller by itself.", "Export it with --format merged.")
+    if kind != "merged" and file not in manifest.files:
         other = "adapter" if file == "model.gguf" else "gguf"
         also = f", and its base with `appliance models export {manifest.base} PATH`" if manifest.base else ""
         raise BadInput(f"The model {manifest.id!r} has no {file}.", f"Export it with --format {other}{also}.")
     registry.verify(manifest.id)
-    target = path / f"{manifest.id}.gguf" if path.is_dir() else path
-    fact = manifest.files[file]
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    target = path / f"{manifest.id}{f'-{rounded}' if rounded else ''}.gguf" if path.is_dir() else path
     try:
         if target.exists() or target.is_symlink():
             raise Conflict(f"{target} is there already.", "Choose another name, or remove it first.")
-        if shutil.disk_usage(target.parent).free < fact.bytes:
-            raise StorageFull(f"{target.parent} has no room for {fact.bytes / 1e6:.0f} MB.", "Free some space there.")
-        _copy_out(registry.folder(manifest.id) / file, aside, target, fact.sha256)
+        if kind != "merged" and not rounded:
+            return target, _put(registry.folder(manifest.id) / file, target, manifest.files[file].sha256)
+        # Made on the registry's disk: a stick is slow, and its file system may know no links.
+        with _staging(registry) as staging:
+            made = _made(registry, manifest, staging, merged=kind == "merged", rounded=rounded)
+            return target, _put(made, target, sha256_of(made))
     except FileExistsError:
         raise Conflict(f"{target} appeared meanwhile.", "Choose another name, or remove it first.") from None
     except OSError as error:
         raise from_os_error(error, f"writing {target.name}") from None
-    return target, fact.sha256
+
+
+def _put(source: Path, target: Path, digest: str) -> str:
+    size = source.stat().st_size
+    if shutil.disk_usage(target.parent).free < size:
+        raise StorageFull(f"{target.parent} has no room for {size / 1e6:.0f} MB.", "Free some space there.")
+    _copy_out(source, target.with_name(f".{target.name}.{os.getpid()}.part"), target, digest)
+    return digest
+
+
+def _made(registry: Registry, manifest: Manifest, staging: Path, *, merged: bool, rounded: Kind | None) -> Path:
+    """A file that is not in the registry, made of a model that is: merged with its base, made smaller, or both.
+
+    It must say what the files say that are served, which were compared with the trained model before they were registered.
+    """
+    folder = registry.folder(manifest.id)
+    base = folder if manifest.base is None else registry.folder(registry.verify(manifest.base).id)
+    made, served, worn = base / "model.gguf", base / "model.gguf", None
+    if merged:
+        if not (base / "hf" / "config.json").is_file() or not (folder / "hf" / "adapter_config.json").is_file():
+            raise BadInput(
+                f"The model {manifest.id!r} or its base is here as GGUF only, which cannot be merged.",
+                "Export it with --format adapter, and its base by its own name.",
+            )
+        # In 32 bits, then in 16: six bytes for each two of the base.
+        _room(registry, 3 * sum(path.stat().st_size for path in (base / "hf").glob("*.safetensors")))
+        made = staging / "merged.gguf"
+        worn = folder / "adapter.gguf" if "adapter.gguf" in manifest.files else None
+        served = served if worn else made
+        export_merged(
+            base / "hf", folder / "hf", made, manifest.id, licence=manifest.licence, starter=manifest.starter
+        )  # fmt: skip
+    if rounded:
+        quantise(made, staging / "rounded.gguf", rounded)
+        made = staging / "rounded.gguf"
+    if made != served:
+        asyncio.run(_compare(served, worn, made, rounded or "F16"))
+    return made
+
+
+async def _compare(base: Path, adapter: Path | None, made: Path, kind: Kind) -> None:
+    """Raise ApplianceError where the new file says something else than what is served."""
+    from appliance.engine.scheduler import LlamaHandler
+
+    references: list[Reference] = []
+    for handler in (LlamaHandler(base, adapter, context=PROBE_CONTEXT), LlamaHandler(made, context=PROBE_CONTEXT)):
+        await handler.start()
+        try:
+            if references:
+                await parity(references, SAMPLES, handler, kind)
+            else:
+                references = await served_reference(handler, SAMPLES)
+        finally:
+            await handler.close()
 
 
 def _copy_out(source: Path, aside: Path, target: Path, expected: str) -> None:

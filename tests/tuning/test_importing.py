@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from appliance.engine.inspect import read_gguf
-from appliance.errors import BadInput, Conflict, ModelUnavailable, NotFound, StorageFull, UnderWay, Unsupported
+from appliance.errors import ApplianceError, BadInput, Conflict, ModelUnavailable, NotFound, StorageFull, UnderWay, Unsupported
 from appliance.files import sha256_of
 from appliance.registry import Registry
 from appliance.settings import Settings
 from appliance.tuning import importing
-from appliance.tuning.gguf import export_base, install_base
+from appliance.tuning.gguf import export_adapter, export_base, install_base
 from appliance.tuning.importing import export_model, import_model
-from appliance.tuning.retrain import tune
+from appliance.tuning.pipeline import tune
 
 pytestmark = pytest.mark.llama
 
@@ -119,7 +119,7 @@ def test_what_is_no_model_is_refused_before_it_is_copied(registry: Registry, tin
 def test_models_that_cannot_talk(registry: Registry, shared_data: Path) -> None:
     with pytest.raises(BadInput, match="chat template"):
         import_model(registry, shared_data / "models" / "stories260k-gguf" / "stories260K.gguf", licence="MIT")
-    with pytest.raises(Unsupported, match="BPE"):
+    with pytest.raises(BadInput, match="no chat template"):
         import_model(registry, shared_data / "models" / "tinystories-656k", licence="MIT")
     assert nothing_is_left(registry)
 
@@ -214,7 +214,7 @@ def test_a_folder_is_taken_once_and_can_be_tuned(registry: Registry, stick: Path
 @pytest.mark.parametrize(
     ("file", "values", "kind", "words"),
     [
-        ("config.json", {"architectures": ["MambaForCausalLM"]}, Unsupported, "MambaForCausalLM"),
+        ("config.json", {"architectures": ["NobodyForCausalLM"]}, Unsupported, "NobodyForCausalLM"),
         ("config.json", {"auto_map": {"AutoModel": "x.Y"}}, BadInput, "auto_map"),
         ("config.json", {"vocab_size": 3}, BadInput, "do not fit together"),
         ("config.json", {"num_attention_heads": 0}, BadInput, "cannot load"),
@@ -287,6 +287,44 @@ def test_an_adapter_goes_out_by_itself(registry: Registry, tmp_path: Path) -> No
     with pytest.raises(BadInput) as caught:
         export_model(registry, "a", tmp_path / "x.gguf", "gguf")
     assert "--format adapter" in caught.value.hint and "export b" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_a_tuned_model_goes_out_whole_and_small(registry: Registry, tiny: Path, tmp_path: Path) -> None:
+    from tests.tuning.families import adapted
+
+    registry.root.mkdir()
+    base = install_base(registry, tiny, id="base", starter=True, licence="Apache-2.0")
+    adapter = tmp_path / "adapter"
+    adapted(tiny, adapter / "hf")
+    export_adapter(adapter / "hf", tiny, adapter / "adapter.gguf")
+    registry.add(
+        adapter, id="tuned", kind="adapter", title="Tuned", licence="MIT", context=256, base="base", starter=True
+    )  # fmt: skip
+    out = tmp_path / "tuned.gguf"
+    with pytest.raises(BadInput, match="whole already"):
+        export_model(registry, "base", out, "merged")
+    with pytest.raises(BadInput, match="smaller by itself"):
+        export_model(registry, "tuned", out, "adapter", "Q8_0")
+    target, digest = export_model(registry, "tuned", out, "merged", "Q8_0")
+    facts = read_gguf(target)
+    assert target == out and sha256_of(out) == digest and facts.quantisation == "Q8_0" and facts.name == "tuned"
+    assert facts.starter and facts.licence == "MIT"
+    # A box that has never seen the starter still knows the copy for what it is.
+    elsewhere = Registry(tmp_path / "elsewhere")
+    taken = import_model(elsewhere, out)
+    assert taken.starter and taken.licence == "MIT" and taken.kind == "base"
+    small, _ = export_model(registry, "base", tmp_path, "gguf", "Q8_0")
+    assert small.name == "base-Q8_0.gguf" and small.stat().st_size < base.files["model.gguf"].bytes
+    # What is made is compared with what is served: an adapter file that is not what was trained is not passed on.
+    wrong = tmp_path / "wrong"
+    shutil.copytree(registry.folder("tuned") / "hf", wrong / "hf")
+    change(wrong / "hf", "adapter_config.json", lora_alpha=24)
+    shutil.copy(registry.folder("tuned") / "adapter.gguf", wrong)
+    registry.add(wrong, id="wrong", kind="adapter", title="Wrong", licence="MIT", context=256, base="base")
+    with pytest.raises(ApplianceError, match="differ by"):
+        export_model(registry, "wrong", tmp_path / "wrong.gguf", "merged")
+    assert not (tmp_path / "wrong.gguf").exists() and not list(registry.root.glob(".import/*"))
 
 
 def test_the_commands(tiny_gguf: Path, tmp_path: Path) -> None:
