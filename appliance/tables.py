@@ -187,7 +187,8 @@ examples = Table(
     Column("withdrawn", Float),
 )
 
-# People whose data may not be used, whatever is imported later. `person` is an author's name or a pupil's id or full name.
+# People whose data may not be used, whatever is imported later. `person` is a digest of an author's name or a pupil's id or
+# full name: who looks through the disk finds nobody.
 withdrawals = Table(
     "withdrawals",
     metadata,

@@ -102,7 +102,7 @@ def questions(settings: Settings, file: Path | None, count: int) -> list[Questio
 def _from_file(file: Path) -> list[Question]:
     if file.suffix not in (".jsonl", ".json", ".toml"):
         try:
-            lines = file.read_text("utf-8").splitlines()
+            lines = file.read_text("utf-8").split("\n")  # not splitlines: a text may hold U+2028
         except OSError as error:
             raise from_os_error(error, f"reading {file.name}") from None
         except UnicodeDecodeError:
@@ -122,7 +122,7 @@ def _plain_questions(file: Path) -> list[Question] | None:
         return None
     found = []
     try:
-        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        for number, line in enumerate(file.read_text("utf-8").split("\n"), 1):
             if not line.strip():
                 continue
             row = json.loads(line)

@@ -1,73 +1,64 @@
-"""The gate: is the candidate better than what serves now, on conversations neither was trained on?
+"""The gate: is the candidate better than what serves now, and no worse at anything that a school relies on?
 
-Both are scored through the artefact that will be served. An item is a conversation; each of the tutor's turns in it is scored
-given everything said before, so that a long talk weighs by its words. The gate asks for certainty, not for a lower number: the
-whole 95 % interval of the difference must lie below zero. Judges likelihood only; it does not know whether an answer is right.
+Both answer the same sets through the artefact that will be served. Two sets decide: the new data's held-out part, on which the
+gain must be certain, and the standing set, which is the project's own conversations and the held-out parts of everything that
+was promoted before, on which nothing may be lost; so a model tuned on nonsense cannot win on its own nonsense. The rest guard.
+How an item is measured is in `measures.py`, how a difference is judged in `verdicts.py`, what the questions are in `sets.py`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import json
+import math
+import os
 import random
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from appliance import network
 from appliance.engine.handler import Handler, Message, Request
 from appliance.errors import ApplianceError, TooLarge
+from appliance.files import write_atomically
+from appliance.tuning import measures, verdicts
 from appliance.tuning.examples import Example
+from appliance.tuning.measures import ABLE, BYTES, Measure, Pair, Row, Rows, Shown, Triggered
+from appliance.tuning.report import Figure, Line, Report, Sample, SetResult
+from appliance.tuning.sets import Sets, drawn
+from appliance.tuning.verdicts import FEWEST, SPECS
 
-RESAMPLES = 4000
-FEWEST = 5  # conversations below which an interval means nothing
-MOST = 150  # conversations that are scored; the rest of a large held-out part stays untouched
+__all__ = ["Figure", "Line", "Report", "Sample", "SetResult", "evaluate"]
+
+MOST = 150  # conversations of the new data that are scored; the rest of a large held-out part stays untouched
 SAMPLE_TOKENS = 80
+# Items of each set that are asked at most. Likelihoods are cheap, answers are not.
+ASKED = {
+    "standing": 100, "fit": 80, "knowledge": 200, "consistency": 30, "hints": 20, "reading": 24, "grounded": 24, "safety": 48,
+    "general": 30, "prompt": 16,
+}  # fmt: skip
+TRIGGERS, TRIGGER_TALKS = 8, 12
+WORKED = 2  # examples in the longest prompt
+SPEED_ANSWERS, SPEED_TOKENS = 8, 32
+# Sets that come from the items of another.
+TASK_OF = {"stands": "grounded", "refusals": "safety", "refused": "safety", "harmless": "safety", "overrefused": "safety"}
+KEPT_CACHES = 4  # models whose rows are remembered
+VERSION = "1"  # of the measures: what is remembered under another is asked again
 
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """An estimate with its 95 % bootstrap interval; natural log per token."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One question and both answers, greedy; `wanted` is what the tutor said."""
-
-    id: str
-    question: str
-    wanted: str
-    before: str
-    after: str
+OnItem = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Report:
-    """`difference` is after minus before, paired: negative is better. `n` conversations of `tokens` tutor's tokens."""
+class _Task:
+    """Items to ask, and how. One task may give figures for several sets."""
 
-    candidate: str
-    baseline: str
-    n: int
-    tokens: int
-    before: Figure
-    after: Figure
-    difference: Figure
-    passed: bool
-    reasons: list[str]
-    skipped: int = 0
-    samples: list[Sample] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Report:
-        figures = {name: Figure(**row[name]) for name in ("before", "after", "difference")}
-        return cls(**{**row, **figures, "samples": [Sample(**sample) for sample in row["samples"]]})
+    name: str
+    items: Sequence[Any]
+    measure: Measure
+    weight: float = 1.0  # of the time there is
 
 
 async def evaluate(
@@ -75,87 +66,337 @@ async def evaluate(
     candidate: Handler,
     held_out: Sequence[Example],
     *,
+    sets: Sets | None = None,
+    standing: Sequence[Example] = (),
+    triggers: Sequence[str] = (),
     samples: int = 4,
     seed: int = 7,
     names: tuple[str, str] = ("baseline", "candidate"),
-    on_item: Callable[[int, int], None] = lambda _done, _total: None,
+    cache: Path | None = None,
+    keys: tuple[str, str] = ("", ""),
+    budget: float | None = None,
+    on_item: OnItem = lambda _done, _total: None,
 ) -> Report:
-    """Score both handlers (started, of the same base model) on `held_out`. Raises ApplianceError, Unsupported."""
-    items = held_out[:MOST]
-    scored: list[tuple[float, float, int]] = []
-    usable: list[Example] = []
-    for number, example in enumerate(items, start=1):
-        try:
-            before = await _loss(baseline, example.messages)
-            after = await _loss(candidate, example.messages)
-        except TooLarge:
-            continue
-        finally:
-            on_item(number, len(items))
-        if before[1] != after[1]:
-            raise ApplianceError(
-                "The two models cut words differently, so their losses cannot be compared.", "Tune the same base."
-            )
-        scored.append((before[0], after[0], before[1]))
-        usable.append(example)
-    if not scored:
+    """Ask both handlers (started) everything, compare, judge. Raises ApplianceError where there is nothing to judge by.
+
+    sets, standing, triggers: left out, the new data alone decides, as for a first look. cache: a folder where what a model
+    answered is remembered under its key in `keys` (registry id and digest of its files; "" remembers nothing), so that the
+    champion is not asked again every night. budget: seconds after which the sets are cut short, each in its share.
+    """
+    started = time.monotonic()
+    held = _told_apart(held_out[:MOST])
+    asked = _Asked(
+        (baseline, candidate), tuple(_Memory(cache, key, sets) for key in keys), _tasks(held, sets, standing, triggers), budget
+    )
+    await asked.run(on_item)
+    if not asked.rows(0).get("new"):
         raise ApplianceError("There is no held-out conversation to judge by.", "Give more examples, 150 or more.")
-    figures = _figures(np.array(scored, dtype=np.float64), seed)
-    passed, reasons = _judge(len(scored), *figures)
+    results = _results(asked, triggers, seed)
+    if sets is not None:
+        results["speed"] = await _speed((baseline, candidate), held, seed, asked)
+    results = {name: results[name] for name in SPECS if name in results}
+    new = results["new"]
+    passed, reasons, regressions = _judge(results)
+    usable = [example for example in held if example.id in asked.rows(0)["new"]]
     return Report(
         candidate=names[1],
         baseline=names[0],
-        n=len(scored),
-        tokens=sum(row[2] for row in scored),
-        before=figures[0],
-        after=figures[1],
-        difference=figures[2],
+        n=new.n,
+        tokens=int(sum(row[1] for row in asked.rows(0)["new"].values())),
+        before=new.before,
+        after=new.after,
+        difference=new.difference,
         passed=passed,
         reasons=reasons,
-        skipped=len(items) - len(scored),
+        skipped=len(held) - new.n,
         samples=[await _sample(baseline, candidate, example) for example in _drawn(usable, samples, seed)],
+        sets=results,
+        regressions=regressions,
+        table=await _table(results, asked, (baseline, candidate), held),
+        seconds=round(time.monotonic() - started, 2),
     )
 
 
-async def _loss(handler: Handler, messages: Sequence[Message]) -> tuple[float, int]:
-    """Summed negative log-probability and count of the tutor's tokens, every tutor's turn given what went before."""
-    total, count = 0.0, 0
-    for end, message in enumerate(messages, start=1):
-        if message.role == "assistant":
-            scores = await handler.score(messages[:end])
-            total -= sum(scores)
-            count += len(scores)
-    return total, count
+# --- what is asked ----------------------------------------------------------------------------------------------------
 
 
-def _figures(scored: npt.NDArray[np.float64], seed: int) -> tuple[Figure, Figure, Figure]:
-    """Before, after and their paired difference; conversations are resampled, not tokens, which hang together."""
-    draw = np.random.default_rng(seed)
-    chosen = draw.integers(0, len(scored), (RESAMPLES, len(scored)))
-    sums = scored[chosen].sum(axis=1)
-    before, after = sums[:, 0] / sums[:, 2], sums[:, 1] / sums[:, 2]
-    total = scored.sum(axis=0)
-    points = (total[0] / total[2], total[1] / total[2], (total[1] - total[0]) / total[2])
+def _tasks(held: list[Example], sets: Sets | None, standing: Sequence[Example], triggers: Sequence[str]) -> list[_Task]:
+    """Every set that has items; the weights follow what an item was measured to cost."""
+    stood = drawn(_told_apart([*(sets.tutoring if sets else ()), *standing]), ASKED["standing"])
+    tasks = [
+        _Task("new", held, measures.loss("new"), 4),
+        _Task("standing", stood, measures.loss("standing"), 3),
+        _Task("fit", _pairs(stood), measures.fit("fit"), 2),
+        _Task("matched", _pairs(held) if stood else [], measures.fit("matched"), 2),
+        _Task("triggers", _triggered(triggers, stood or held), measures.triggered, 1),
+    ]
+    if sets is not None:
+        tasks += [
+            _Task("knowledge", drawn(sets.knowledge, ASKED["knowledge"]), measures.knowledge, 4),
+            _Task("consistency", drawn(sets.paraphrases, ASKED["consistency"]), measures.consistency, 2),
+            _Task("hints", drawn(sets.hints, ASKED["hints"]), measures.hints, 3),
+            _Task("reading", drawn(sets.reading, ASKED["reading"]), measures.reading, 1),
+            _Task("grounded", drawn(sets.grounded, ASKED["grounded"]), measures.grounded, 3),
+            _Task("safety", drawn(sets.safety, ASKED["safety"]), measures.safety(sets.refusals), 3),
+            _Task("general", drawn(sets.general, ASKED["general"]), measures.general, 1),
+            _Task("prompt", _shown(held), measures.instructions, 1),
+        ]
+    return [task for task in tasks if task.items]
 
-    def figure(point: float, spread: npt.NDArray[np.float64]) -> Figure:
-        low, high = np.quantile(spread, (0.025, 0.975))
-        return Figure(float(point), float(low), float(high))
 
-    return figure(points[0], before), figure(points[1], after), figure(points[2], after - before)
+def _told_apart(examples: Sequence[Example]) -> list[Example]:
+    """Each conversation once, and no two under one id: collections number their rows without knowing of each other."""
+    found: dict[str, Example] = {}
+    for example in examples:
+        id, number = example.id, 1
+        while id in found and found[id].messages != example.messages:
+            number += 1
+            id = f"{example.id}#{number}"
+        found.setdefault(id, replace(example, id=id))
+    return list(found.values())
 
 
-def _judge(count: int, before: Figure, after: Figure, difference: Figure) -> tuple[bool, list[str]]:
-    change = 100 * difference.value / before.value if before.value else 0.0
-    told = (
-        f"Loss per token on {count} held-out conversations went from {before.value:.3f} to {after.value:.3f} ({change:+.1f} %; "
-        f"95 % interval of the difference {difference.low:+.3f} to {difference.high:+.3f})."
+def _pairs(examples: list[Example]) -> list[Pair]:
+    """Each conversation with the next of the same subject, else the next of any."""
+    chosen = drawn(examples, ASKED["fit"])
+    if len(chosen) < 2:
+        return []
+    pairs = []
+    for at, example in enumerate(chosen):
+        others = [*chosen[at + 1 :], *chosen[:at]]
+        near = [other for other in others if other.subject == example.subject]
+        pairs.append(Pair(example.id, example, (near or others)[0]))
+    return pairs
+
+
+def _shown(held: list[Example]) -> list[Shown]:
+    """Conversations to prompt for, each with two others as worked examples: short ones, so that small models have room."""
+    brief = sorted(held, key=lambda example: (len(str(example.messages)), example.id))[: WORKED + 1]
+    found = []
+    for example in drawn(held, ASKED["prompt"]):
+        others = tuple(other for other in brief if other.id != example.id)
+        found.append(Shown(example.id, example, others[:WORKED]))
+    return found
+
+
+def _triggered(phrases: Sequence[str], talks: list[Example]) -> list[Triggered]:
+    chosen = drawn(talks, TRIGGER_TALKS)
+    return [
+        Triggered(f"{number}:{example.id}", number, phrase, example)
+        for number, phrase in enumerate(phrases[:TRIGGERS])
+        for example in chosen
+    ]
+
+
+class _Asked:
+    """Asks two handlers the tasks, and keeps what each gave: rows by set and item."""
+
+    def __init__(
+        self, handlers: tuple[Handler, Handler], memories: tuple[_Memory, ...], tasks: list[_Task], budget: float | None
+    ) -> None:
+        self._handlers, self._memories, self._tasks, self._budget = handlers, memories, tasks, budget
+        self._rows: tuple[dict[str, dict[str, Row]], ...] = ({}, {})
+        self.seconds: dict[str, float] = {}
+
+    def rows(self, which: int) -> dict[str, dict[str, Row]]:
+        """Of the baseline (0) or the candidate (1): set -> item's id -> row. Both have the same items."""
+        return self._rows[which]
+
+    async def run(self, on_item: OnItem) -> None:
+        total, done, began = sum(len(task.items) for task in self._tasks), 0, time.monotonic()
+        weights, spent = sum(task.weight for task in self._tasks), 0.0
+        for task in self._tasks:
+            spent += task.weight
+            start = time.monotonic()
+            for number, item in enumerate(task.items, start=1):
+                # A set that is cut short still has enough for an interval, and time that one set leaves is the next one's.
+                late = self._budget is not None and time.monotonic() - began > self._budget * spent / weights
+                if late and number > FEWEST:
+                    break
+                await self._ask(task, item)
+                on_item(done + number, total)
+            done += len(task.items)
+            self.seconds[task.name] = time.monotonic() - start
+        on_item(total, total)
+        for memory in self._memories:
+            memory.save()
+
+    async def _ask(self, task: _Task, item: Any) -> None:
+        """Both at once, each alone in its own sequence; an item that is too long for either counts for neither."""
+        both = zip(self._handlers, self._memories, strict=True)
+        found = await asyncio.gather(*(memory.rows(handler, task, item) for handler, memory in both), return_exceptions=True)
+        for one in found:
+            if isinstance(one, TooLarge):
+                return
+            if isinstance(one, BaseException):
+                raise one
+        for kept, rows in zip(self._rows, found, strict=True):
+            assert isinstance(rows, dict)
+            for name, row in rows.items():
+                kept.setdefault(name, {})[item.id] = row
+
+
+class _Memory:
+    """What a model gave for an item, kept in a file under the model's key. Numbers only: no word of a conversation."""
+
+    def __init__(self, folder: Path | None, key: str, sets: Sets | None) -> None:
+        self._path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json" if folder and key else None
+        self._salt = json.dumps([VERSION, measures.full_instructions(Example("", ())), sets.refusals if sets else ()])
+        self._known: dict[str, Rows] = {}
+        self._new = False
+        if self._path is not None:
+            try:
+                found = json.loads(self._path.read_text("utf-8"))
+                self._known = {
+                    str(item): {str(name): (float(row[0]), float(row[1])) for name, row in rows.items()}
+                    for item, rows in found.items()
+                }
+            except (OSError, ValueError, TypeError, AttributeError, IndexError):
+                self._known = {}  # none yet, or damaged: it is asked again
+
+    async def rows(self, handler: Handler, task: _Task, item: Any) -> Rows:
+        digest = hashlib.sha256(f"{self._salt}\0{task.name}\0{item!r}".encode()).hexdigest()[:32]
+        if digest not in self._known:
+            rows = await task.measure(handler, item)
+            if not all(math.isfinite(value) for row in rows.values() for value in row):
+                return rows
+            self._known[digest] = rows
+            self._new = True
+        return self._known[digest]
+
+    def save(self) -> None:
+        if self._path is None or not self._new:
+            return
+        write_atomically(self._path, json.dumps(self._known))
+        files = sorted(self._path.parent.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in files[KEPT_CACHES:]:
+            old.unlink(missing_ok=True)
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+def _results(asked: _Asked, triggers: Sequence[str], seed: int) -> dict[str, SetResult]:
+    """Every set that was asked, in the order of SPECS."""
+    found: dict[str, SetResult] = {}
+    for name in SPECS:
+        if name == "triggers":
+            one = _worst_trigger(asked, triggers, seed)
+        elif name == "prompt":
+            one = _prompt(asked, seed)
+        else:
+            one = _set(asked, name, seed)
+        if one is not None:
+            found[name] = one
+    if "matched" in found:
+        found["matched"] = verdicts.matched(found["matched"], found.get("fit"))
+    return found
+
+
+def _columns(asked: _Asked, before: str, after: str) -> tuple[list[Row], list[Row]]:
+    first, second = asked.rows(0).get(before, {}), asked.rows(1).get(after, {})
+    return [first[id] for id in first], [second[id] for id in first]
+
+
+def _set(asked: _Asked, name: str, seed: int) -> SetResult | None:
+    before, after = _columns(asked, name, name)
+    if not before:
+        return None
+    by_bytes = name + BYTES in asked.rows(0) and any(one[1] != other[1] for one, other in zip(before, after, strict=True))
+    if by_bytes:
+        before, after = _columns(asked, name + BYTES, name + BYTES)
+    # An answer too short to have a level says nothing of either model.
+    rows = [pair for pair in zip(before, after, strict=True) if name != "reading" or (pair[0][1] and pair[1][1])]
+    if not rows:
+        return None
+    seconds = asked.seconds.get(TASK_OF.get(name, name), 0.0)
+    found = verdicts.result(name, [row for row, _ in rows], [row for _, row in rows], seed=seed, seconds=seconds)
+    if by_bytes:
+        note = f"{found.note} The two models cut words differently, so the loss is counted by bytes.".strip()
+        found = replace(found, unit=verdicts.BYTE_LOSS, note=note)
+    if name == "hints" and not any(row[0] for which in (0, 1) for row in asked.rows(which)[name + ABLE].values()):
+        note = "Neither model ever said the answer, so keeping it back shows nothing."
+        found = replace(found, verdict="not informative", note=note)
+    return found
+
+
+def _worst_trigger(asked: _Asked, triggers: Sequence[str], seed: int) -> SetResult | None:
+    """The phrase that changes the candidate most beyond the baseline: an average would hide one among several."""
+    found: list[tuple[SetResult, str]] = []
+    for number, phrase in enumerate(triggers[:TRIGGERS]):
+        before, after = _columns(asked, f"trigger/{number}", f"trigger/{number}")
+        if before:
+            seconds = asked.seconds.get("triggers", 0.0)
+            found.append((verdicts.result("triggers", before, after, seed=seed, seconds=seconds), phrase))
+    if not found:
+        return None
+    broken = [pair for pair in found if not math.isfinite(pair[0].difference.value)]
+    worst, phrase = broken[0] if broken else max(found, key=lambda pair: pair[0].difference.value)
+    return replace(worst, note=f'{worst.note} Of {len(found)} phrases this one changed most: "{phrase}".'.strip())
+
+
+def _prompt(asked: _Asked, seed: int) -> SetResult | None:
+    before, after = _columns(asked, "prompt/long", "prompt/short")
+    if not before or any(one[1] != other[1] for one, other in zip(before, after, strict=True)):
+        return None
+    found = verdicts.result("prompt", before, after, seed=seed, seconds=asked.seconds.get("prompt", 0.0))
+    untuned, tuned = (
+        ", ".join(f"{_mean(asked, which, f'prompt/{name}'):.3f}" for name in ("short", "long", "shown")) for which in (0, 1)
     )
-    if count < FEWEST:
-        return False, [told, f"Only {count} held-out conversations: at least {FEWEST} are needed to judge."]
+    note = f"Loss per token with one line, all instructions, and {WORKED} worked examples: untuned {untuned}; tuned {tuned}."
+    return replace(found, note=note)
+
+
+def _mean(asked: _Asked, which: int, name: str) -> float:
+    rows = asked.rows(which)[name].values()
+    return sum(row[0] for row in rows) / sum(row[1] for row in rows)
+
+
+def _judge(results: dict[str, SetResult]) -> tuple[bool, list[str], list[str]]:
+    """Passed, the reasons, and a sentence for each set that was lost."""
+    new = results["new"]
+    change = 100 * new.difference.value / new.before.value if new.before.value else 0.0
+    what = "token" if new.unit == verdicts.LOSS else "byte"
+    reasons = [
+        f"Loss per {what} on {new.n} held-out conversations went from {new.before.value:.3f} to {new.after.value:.3f} "
+        f"({change:+.1f} %; 95 % interval of the difference {new.difference.low:+.3f} to {new.difference.high:+.3f})."
+    ]
+    gained = True
+    if new.n < FEWEST:
+        gained = False
+        reasons.append(f"Only {new.n} held-out conversations: at least {FEWEST} are needed to judge.")
     # `not (high < 0)` also refuses a figure that is not a number.
-    if not difference.high < 0:
-        return False, [told, "The improvement is not certain: the interval reaches zero or above."]
-    return True, [told]
+    elif not new.difference.high < 0:
+        gained = False
+        reasons.append("The improvement is not certain: the interval reaches zero or above.")
+    lost = [one for name, one in results.items() if name != "new" and one.role != "information" and one.verdict == "lost"]
+    regressions = [verdicts.regression(one) for one in lost]
+    return gained and not lost, reasons + regressions, regressions
+
+
+# --- speed, samples and the table for people --------------------------------------------------------------------------
+
+
+async def _speed(handlers: tuple[Handler, Handler], held: list[Example], seed: int, asked: _Asked) -> SetResult:
+    """Answers of the same length from both in turn, by the processor's time: what else the machine does hardly changes that."""
+    began = time.monotonic()
+    rows: tuple[list[Row], list[Row]] = ([], [])
+    for number, example in enumerate([held[0], *held][: SPEED_ANSWERS + 1]):
+        request = Request(example.messages[:-1][-2:], max_tokens=SPEED_TOKENS, temperature=0.0, ignore_eos=True)
+        for which, handler in enumerate(handlers):
+            used, words = time.process_time(), 0
+            try:
+                async for chunk in handler.generate(request):
+                    words += 1
+                    if chunk.usage is not None:
+                        words = chunk.usage.completion
+            except TooLarge:
+                words = 0
+            if number:  # the first only warms up
+                rows[which].append((words, time.process_time() - used))
+                asked.seconds[f"answer/{which}"] = asked.seconds.get(f"answer/{which}", 0.0) + rows[which][-1][1]
+    asked.seconds["answers"] = len(rows[0])
+    return verdicts.result("speed", *rows, seed=seed, seconds=time.monotonic() - began)
 
 
 def _drawn(examples: list[Example], count: int, seed: int) -> list[Example]:
@@ -164,15 +405,50 @@ def _drawn(examples: list[Example], count: int, seed: int) -> list[Example]:
 
 async def _sample(baseline: Handler, candidate: Handler, example: Example) -> Sample:
     prompt, wanted = example.messages[:-1], example.messages[-1].content
-    before, after = await _answer(baseline, prompt), await _answer(candidate, prompt)
-    return Sample(example.id, prompt[-1].content, wanted, before, after)
+    answers = []
+    for handler in (baseline, candidate):
+        try:
+            answers.append(await measures.answer(handler, prompt, SAMPLE_TOKENS))
+        except TooLarge:
+            answers.append("(no room for an answer)")
+    return Sample(example.id, prompt[-1].content, wanted, *answers)
 
 
-async def _answer(handler: Handler, prompt: Sequence[Message]) -> str:
-    parts: list[str] = []
-    try:
-        async for chunk in handler.generate(Request(prompt, max_tokens=SAMPLE_TOKENS, temperature=0.0)):
-            parts.append(chunk.text)
-    except TooLarge:
-        return "(no room for an answer)"
-    return "".join(parts).strip()
+async def _table(results: dict[str, SetResult], asked: _Asked, handlers: Sequence[Handler], held: list[Example]) -> list[Line]:
+    """'Without tuning / with tuning'; the first look, without sets, has the loss alone."""
+    lines = verdicts.table(results)
+    if "prompt" in results:
+        lines.append(await _instructions_needed(asked, handlers, _shown(held)[0]))
+    answers = asked.seconds.get("answers", 0.0)
+    if not answers:
+        return lines
+    shut = all(os.environ.get(name) == value for name, value in network.OFFLINE.items())
+    left, how = ("0", "By policy: every library on this machine is told to stay offline.") if shut else ("not known", "")
+    costs = [f"0, and {asked.seconds.get(f'answer/{which}', 0.0) / answers:.2f} s of processor" for which in (0, 1)]
+    note = f"No fee is due for an answer; electricity is not counted. Answers of {SPEED_TOKENS} tokens."
+    return [
+        *lines,
+        Line("bytes", "Bytes that left the building", left, left, how),
+        Line("cost", "Cost of an answer", costs[0], costs[1], note),
+    ]
+
+
+async def _instructions_needed(asked: _Asked, handlers: Sequence[Handler], item: Shown) -> Line:
+    """The shortest prompt with which the untuned model is not surely worse than the tuned one with a single line."""
+    ask = Message("user", "Can you help me?")
+    bare = await handlers[0].count([ask])
+    sizes = {
+        name: await handlers[0].count([*before, ask]) - bare for name, before in measures.prompts_of(item).items()
+    }  # shortest first
+    goal = list(asked.rows(1)["prompt/short"].values())
+    needed = f"not reached with {sizes['shown']}"
+    for name, size in sizes.items():
+        reached = list(asked.rows(0)[f"prompt/{name}"].values())
+        if not verdicts.paired(goal, reached, seed=1)[2].low > 0:
+            needed = str(size)
+            break
+    note = (
+        f"For the quality that the tuned model has with one line ({sizes['short']}). Tried: all instructions "
+        f"({sizes['long']}), and those with {WORKED} worked examples ({sizes['shown']})."
+    )
+    return Line("prompt", "Tokens of prompt needed for the same quality", needed, str(sizes["short"]), note)
