@@ -187,14 +187,15 @@ def _announce(out: Output, trace: Trace, mentions: bool) -> None:
 def _erase(out: Output, store: ExampleStore) -> tuple[tuple[str, ...], bool]:
     """Take all withdrawn rows out of runs and of what models are judged by; true where a run under way must end first."""
     from appliance.errors import UnderWay
-    from appliance.tuning.erasing import erase_from_runs
+    from appliance.tuning.erasing import erase_from_reports, erase_from_runs
     from appliance.tuning.run_folder import only_run
     from appliance.tuning.standing import Standing
 
     gone = store.withdrawn()
     try:
         with only_run(out.settings.run / "tune.lock"):
-            Standing(out.settings.home / "standing").forget(gone)
+            Standing(out.settings.standing).forget(gone)
+            erase_from_reports([out.settings.runs, out.settings.reports, out.settings.models], gone)
             return erase_from_runs(out.settings.runs, gone), False
     except UnderWay:
         out.note(

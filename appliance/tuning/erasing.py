@@ -1,4 +1,4 @@
-"""Takes withdrawn rows out of the folders of tuning runs: the texts go, what was reported stays.
+"""Takes withdrawn rows out of the folders of tuning runs and out of reports: the texts go, the figures stay.
 
 A finished run keeps its report, its recipe and its loss curve; a broken-off one goes altogether, because it must not be taken
 up again with those rows. Models in the registry are not touched: whether one made of such rows is replaced is a person's
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from appliance.errors import from_os_error
+from appliance.files import write_atomically
+from appliance.tuning.report_page import page
 from appliance.tuning.retention import LEFT
-from appliance.tuning.run_folder import read_json
+from appliance.tuning.run_folder import read_json, write_json
 
 KEPT = frozenset({*LEFT, "plan.json"})  # ids and counts, no texts
 
@@ -38,6 +41,47 @@ def erase_from_runs(runs: Path, ids: Collection[str]) -> tuple[str, ...]:
     except OSError as error:
         raise from_os_error(error, "erasing rows from tuning runs") from None
     return tuple(erased)
+
+
+def erase_from_reports(folders: Iterable[Path], ids: Collection[str]) -> int:
+    """Take these rows out of the sample answers of every report below `folders` (runs, reports, models); how many went.
+
+    A page that was made of such a report is made anew, or goes where the report is too old for that. Raises ApplianceError where the file system refuses.
+    """
+    wanted, count = frozenset(ids), 0
+    try:
+        for path in [path for folder in folders for path in folder.rglob("*.json")] if wanted else []:
+            document = read_json(path)
+            gone = _strip(document, wanted)
+            if not gone:
+                continue
+            count += gone
+            write_json(path, document)
+            html = path.with_suffix(".html")
+            if html.is_file():
+                try:
+                    write_atomically(html, page(document))
+                except (KeyError, TypeError, ValueError):
+                    html.unlink()
+    except OSError as error:
+        raise from_os_error(error, "erasing rows from reports") from None
+    return count
+
+
+def _strip(value: Any, wanted: frozenset[str]) -> int:
+    """Remove, in place, every sample with one of these ids, however deep; the number removed."""
+    if isinstance(value, list):
+        return sum(_strip(item, wanted) for item in value)
+    if not isinstance(value, dict):
+        return 0
+    gone = 0
+    samples = value.get("samples")
+    if isinstance(samples, list):
+        kept = [sample for sample in samples if not (isinstance(sample, dict) and sample.get("id") in wanted)]
+        gone = len(samples) - len(kept)
+        if gone:
+            value["samples"] = kept
+    return gone + sum(_strip(item, wanted) for item in value.values())
 
 
 def _clear(folder: Path) -> None:

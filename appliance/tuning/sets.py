@@ -158,7 +158,7 @@ def drawn(items: Sequence[Any], count: int) -> list[Any]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text("utf-8").splitlines()
+        return path.read_text("utf-8").split("\n")  # not splitlines: a text may hold U+2028
     except FileNotFoundError:
         return []
     except UnicodeDecodeError:

@@ -59,7 +59,7 @@ class Standing:
 
     def _read(self) -> list[tuple[str, Example]]:
         try:
-            lines = self._path.read_text("utf-8").splitlines()
+            lines = [line for line in self._path.read_text("utf-8").split("\n") if line]  # a text may hold U+2028
         except FileNotFoundError:
             return []
         except OSError as error:

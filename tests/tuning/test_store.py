@@ -15,7 +15,8 @@ from appliance.redact import Roster
 from appliance.redact.roster import Pupil
 from appliance.registry import Registry
 from appliance.tuning import dataset
-from appliance.tuning.erasing import erase_from_runs
+from appliance.tuning.erasing import erase_from_reports, erase_from_runs
+from appliance.tuning.run_folder import read_json, write_json
 from appliance.tuning.store import ExampleStore, author_key, person_key
 
 
@@ -309,3 +310,24 @@ def test_the_texts_leave_the_runs_and_the_reports_stay(tmp_path: Path) -> None:
     assert (clean / "data" / "train.jsonl").is_file() and (clean / "job.json").is_file()
     assert not broken.exists() and not half.exists(), "what was broken off must not be taken up again with those rows"
     assert erase_from_runs(tmp_path / "runs", {"r1"}) == () == erase_from_runs(tmp_path / "nowhere", {"r1"})
+
+
+def test_what_a_report_quotes_of_a_withdrawn_row_goes_as_well(tmp_path: Path) -> None:
+    sample = {"question": "q", "wanted": "w", "before": "b", "after": "a"}
+    report = {
+        "passed": True,
+        "reasons": [],
+        "samples": [{"id": "r1", **sample, "question": "Thabo asked this"}, {"id": "r2", **sample}],
+    }
+    model = tmp_path / "models" / "tuned"
+    run = tmp_path / "runs" / "run"
+    for folder in (model, run):
+        folder.mkdir(parents=True)
+    write_json(model / "manifest.json", {"id": "tuned", "report": report})
+    write_json(run / "report.json", report)
+    (run / "report.html").write_text("<p>Thabo asked this</p>")
+    assert erase_from_reports([tmp_path / "models", tmp_path / "runs"], {"r1"}) == 2
+    left = [path.read_text("utf-8") for path in tmp_path.rglob("*.*") if path.is_file()]
+    assert len(left) >= 2 and not any("Thabo" in text for text in left)
+    assert [one["id"] for one in read_json(model / "manifest.json")["report"]["samples"]] == ["r2"]
+    assert erase_from_reports([tmp_path / "models", tmp_path / "runs"], {"r1"}) == 0
