@@ -43,7 +43,8 @@ class Settings(BaseSettings):
     )
     session_hours: float = Field(12.0, gt=0, le=24 * 30, description="A sign-in lasts this long.")
     threads: int = Field(0, ge=0, le=512, description="Threads for the language model; 0 takes every core.")
-    slots: int = Field(8, ge=1, le=256, description="Conversations that run in one batch.")
+    slots: int = Field(0, ge=0, le=256, description="Conversations that run in one batch; 0 is what the machine bears.")
+    cache_mb: int = Field(0, ge=0, description="Memory for what conversations share and keep; 0 is what the machine bears.")
     context: int = Field(0, ge=0, description="Tokens a conversation may hold; 0 takes what the model was made for.")
     queue: int = Field(64, ge=1, description="Requests that may wait; one more is refused with a time to come back.")
     answer_tokens: int = Field(200, ge=16, le=8192, description="Longest answer, in the model's tokens.")
@@ -53,6 +54,7 @@ class Settings(BaseSettings):
     document_characters: int = Field(20_000_000, ge=1000, description="Most text that is read from one document.")
     passages: int = Field(3, ge=1, le=20, description="Passages that an answer stands on.")
     train_memory_mb: int = Field(12_000, ge=1000, description="Memory a tuning run may use before it is stopped.")
+    gate_seconds: int = Field(0, ge=0, description="Time that judging a new model may take, each set its share; 0 asks all.")
     gpu_window: str = Field("", description="Hours in which tuning may use a GPU, such as 20:00-06:00; empty is always.")
     disk_reserve_mb: int = Field(500, ge=0, description="Free space that tuning and adding documents leave alone.")
 
@@ -94,6 +96,11 @@ class Settings(BaseSettings):
         return self.run / "engine.sock"
 
     @property
+    def engine_cache(self) -> Path:
+        """What whole classes share, as the engine computed it; it may be deleted at any time."""
+        return self.home / "engine-cache"
+
+    @property
     def documents(self) -> Path:
         """The files as they were added, named by the server."""
         return self.home / "documents"
@@ -111,6 +118,21 @@ class Settings(BaseSettings):
     def runs(self) -> Path:
         """Tuning runs: recipe, data, checkpoints, loss log, report."""
         return self.home / "runs"
+
+    @property
+    def standing(self) -> Path:
+        """Held-out conversations of every model that was promoted."""
+        return self.home / "standing"
+
+    @property
+    def comparisons(self) -> Path:
+        """What people chose between two models."""
+        return self.home / "comparisons"
+
+    @property
+    def reports(self) -> Path:
+        """Pages and figures of models that were judged again or compared."""
+        return self.home / "reports"
 
     @property
     def jobs(self) -> Path:

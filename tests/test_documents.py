@@ -1,4 +1,4 @@
-"""What the README says is true: every command and option it names exists, every file it lists is there."""
+"""What the README and the guides say is true: every command and option they name exists, every file they list is there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from appliance.cli import COMMANDS, group
 
@@ -15,9 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def commands() -> list[list[str]]:
-    found = re.findall(r"(?:\.venv/bin/)?appliance ([a-z][^`\n]*)", "\n".join(re.findall(r"```\n(.*?)```", README, re.S)))
-    return [shlex.split(line) for line in found if line.split()[0] in COMMANDS]
+GUIDES = sorted((ROOT / "appliance" / "content" / "guides").glob("*.md"))
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every `appliance ...` of a text, in its blocks and between back quotes, word by word."""
+    found = re.findall(r"^(?:\.venv/bin/)?appliance ([a-z].*)$", "\n".join(re.findall(r"```\n(.*?)```", text, re.S)), re.M)
+    found += re.findall(r"`appliance ([a-z][^`]*)`", re.sub(r"```\n.*?```", "", text, flags=re.S))
+    return [shlex.split(line, comments=True) for line in found if line.split()[0] in COMMANDS]
 
 
 def test_the_two_commands_stand_within_the_first_fifteen_lines() -> None:
@@ -25,9 +31,10 @@ def test_the_two_commands_stand_within_the_first_fifteen_lines() -> None:
     assert "./scripts/quickstart" in head and "./scripts/test" in head
 
 
-def test_every_command_and_option_of_the_readme_exists() -> None:
+@pytest.mark.parametrize("path", [ROOT / "README.md", *GUIDES], ids=lambda path: path.name)
+def test_every_command_and_option_of_a_document_exists(path: Path) -> None:
     checked = 0
-    for words in commands():
+    for words in commands(path.read_text("utf-8")):
         command: click.Command = group
         context = click.Context(group)
         for word in list(words):
@@ -39,7 +46,22 @@ def test_every_command_and_option_of_the_readme_exists() -> None:
         options = {name for parameter in command.params for name in parameter.opts}
         assert not [word for word in words if word.startswith("--") and word not in options], words
         checked += 1
-    assert checked >= 8
+    assert checked >= 5
+
+
+def test_recipes_that_the_guides_name_are_there() -> None:
+    recipes = {file.stem for file in (ROOT / "appliance" / "content" / "recipes").glob("*.toml")}
+    named = {name for path in GUIDES for name in re.findall(r"--recipe ([a-z][\w-]*)", path.read_text("utf-8"))}
+    named |= {"laptop-cpu", "small-gpu", "large-gpu", "several-gpus"}
+    assert named <= recipes and len(named) >= 5
+
+
+def test_guides_are_printed_and_short() -> None:
+    assert {path.stem for path in GUIDES} == {"tuning", "good-practice", "troubleshooting"}
+    for path in GUIDES:
+        assert len(path.read_text("utf-8").split()) < 700, "a guide that is long is not read"
+        done = CliRunner().invoke(group, ["guide", path.stem])
+        assert done.exit_code == 0 and path.read_text("utf-8").splitlines()[0] in done.output
 
 
 def test_every_file_of_the_tree_is_there() -> None:

@@ -15,7 +15,7 @@ from appliance.cli import group
 
 UNITS = Path(__file__).resolve().parents[1] / "systemd"
 # systemd's exposure level, 0 (nothing allowed) to 10: the web process has a LAN port, the engine has no network at all.
-LIMITS = {"appliance-web": 1.5, "appliance-engine": 0.8}
+LIMITS = {"appliance-web": 1.5, "appliance-engine": 0.8, "appliance-worker": 1.2, "appliance-retrain": 1.2}
 
 
 def test_every_unit_has_a_limit() -> None:
@@ -38,6 +38,15 @@ def test_the_unit_starts_a_command_that_exists_and_can_enter_its_own_folders(nam
     assert words[0].endswith("/appliance") and words[1:3] == ["--home", "/var/lib/appliance"]
     assert group.get_command(click.Context(group), words[3]) is not None
     assert "UMask=0077" in text and "NoNewPrivileges=yes" in text and "ProtectSystem=strict" in text
+
+
+def test_long_work_has_no_network_and_gives_way() -> None:
+    for name in ("worker", "retrain"):
+        unit = (UNITS / f"appliance-{name}.service").read_text("utf-8")
+        assert "PrivateNetwork=yes" in unit and "RestrictAddressFamilies=AF_UNIX\n" in unit
+        assert "Nice=10" in unit and "OMP_WAIT_POLICY=passive" in unit and re.search(r"^OOMScoreAdjust=[1-9]", unit, re.M)
+    assert "SuccessExitStatus=4 75" in (UNITS / "appliance-retrain.service").read_text("utf-8")
+    assert "Persistent=true" in (UNITS / "appliance-retrain.timer").read_text("utf-8")
 
 
 def test_the_engine_has_no_network_and_the_web_process_only_the_lan() -> None:

@@ -57,12 +57,12 @@ class Recipe:
     base: str = ""
     method: Method = "auto"
     objective: Objective = "imitate"
-    rank: int = 32
-    alpha: float = 64.0
+    rank: int = 8
+    alpha: float = 16.0
     dropout: float = 0.1
     rslora: bool = False
     dora: bool = False
-    rate: float = 2e-3
+    rate: float = 1e-3
     warmup: float = 0.05
     epochs: float = 2.0
     batch: int = 4

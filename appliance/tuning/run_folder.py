@@ -57,6 +57,17 @@ class RunFolder:
         """Have the step done again."""
         (self.path / "done" / f"{step}.json").unlink(missing_ok=True)
 
+    def named(self, id: str) -> RunFolder:
+        """Where the verdict on the model `id` is kept: here for the first name of this run, else in a folder of its own.
+
+        The same training under a second name is judged against what serves then, and must not overwrite the first verdict.
+        """
+        first = read_json(self.path / "name.json")
+        if not isinstance(first, dict) or "id" not in first:
+            first = {"id": id}
+            write_json(self.path / "name.json", first)
+        return self if first["id"] == id else RunFolder(self.path / "named" / id)
+
 
 @contextlib.contextmanager
 def only_run(lock: Path) -> Iterator[None]:
@@ -80,6 +91,12 @@ def only_run(lock: Path) -> Iterator[None]:
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def tuning_lock_held(lock: Path) -> None:
+    """Raise UnderWay where a tuning run is under way."""
+    with only_run(lock):
+        pass
 
 
 def need_space(folder: Path, needed_mb: int, reserve_mb: int) -> None:

@@ -31,10 +31,10 @@ def test_all_faults_of_a_recipe_are_told_at_once(tmp_path: Path) -> None:
 
 def test_a_recipe_is_read_and_has_one_digest(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text("rank = 8\nalpha = 16\nepochs = 2\n", "utf-8")
+    path.write_text("rank = 12\nalpha = 24\nepochs = 2\n", "utf-8")
     recipe = Recipe.load(path)
-    assert (recipe.rank, recipe.alpha, recipe.epochs) == (8, 16.0, 2.0)
-    assert recipe.digest() == Recipe(rank=8, alpha=16.0, epochs=2.0).digest() != Recipe().digest()
+    assert (recipe.rank, recipe.alpha, recipe.epochs) == (12, 24.0, 2.0)
+    assert recipe.digest() == Recipe(rank=12, alpha=24.0, epochs=2.0).digest() != Recipe().digest()
 
 
 @pytest.mark.parametrize(("text", "words"), [("rank = ", "not valid TOML"), (b"\xff", "UTF-8")])
