@@ -22,7 +22,7 @@ from typing import Any, Literal
 from appliance.errors import ApplianceError, BadInput, Conflict, ModelUnavailable, NotFound, from_os_error
 from appliance.files import sha256_of, sync, write_atomically
 
-Kind = Literal["base", "adapter"]
+Kind = Literal["base", "adapter", "merged"]  # merged: tuned here, its adapter worked into a file of its own
 ALIASES = ("champion", "previous")
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # A task, or a task for one subject: "teacher_responder", "teacher_responder/mathematics".
@@ -56,6 +56,11 @@ class Manifest:
     starter: bool = False
     created: float = 0.0
     aliases: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def origin(self) -> str:
+        """The id of the base that it was tuned from; its own where it was not tuned here."""
+        return self.base or (self.parents[0] if self.kind == "merged" and self.parents else self.id)
 
     @property
     def bytes(self) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli import judge
-from appliance.cli.output import Output, command, size
+from appliance.cli.output import Output, command, plain, size
 from appliance.errors import ModelUnavailable
 from appliance.registry import Manifest, Registry
 
@@ -116,11 +116,27 @@ async def show(out: Output, name: str) -> int:
     appliance = Appliance.open(out.settings)
     try:
         manifest = appliance.registry.get(name)
+        stands_on = appliance.lineage(name)
         out.say(appliance.card(manifest))
+        _say_lineage(out, stands_on)
     finally:
         await appliance.close()
-    out.result(manifest)
+    out.result({**plain(manifest), "lineage": stands_on})
     return 0
+
+
+def _say_lineage(out: Output, stands_on: dict[str, Any]) -> None:
+    out.say("## Where it comes from\n")
+    while True:
+        rows = stands_on["rows"]
+        learned = sum(row["part"] == "train" for row in rows)
+        gone = sum(row["withdrawn"] for row in rows)
+        told = f", learned from {learned} rows, judged by {len(rows) - learned}" if rows else ""
+        told += f", {gone} of them withdrawn since" if gone else ""
+        out.say(f"- {stands_on['id']} ({stands_on['kind']}{told})" + (f", run {stands_on['run']}" if stands_on["run"] else ""))
+        if not stands_on["parents"]:
+            return
+        stands_on = stands_on["parents"][0]
 
 
 @models.command("import")

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from appliance.cli.output import Output, command
-from appliance.errors import BadInput, Conflict
+from appliance.errors import ApplianceError, BadInput, Conflict
 from appliance.settings import Settings
 
 PORT = click.IntRange(1, 65535)
@@ -27,7 +27,7 @@ PORT = click.IntRange(1, 65535)
 @click.option("--port", default=None, type=PORT, help="Port to listen on.")
 @command
 async def serve(out: Output, host: str | None, port: int | None) -> int:
-    """Run the engine and the pages, and start one again that dies. Ctrl-C ends both."""
+    """Run the engine, the pages and the worker, and start one again that dies. Ctrl-C ends all."""
     from appliance.app import Appliance
     from appliance.supervisor import check_port, supervise
 
@@ -43,6 +43,7 @@ async def serve(out: Output, host: str | None, port: int | None) -> int:
         commands = {
             "engine": [*base, "engine", "--with-parent"],
             "web": [*base, "web", "--with-parent", "--host", settings.host, "--port", str(settings.port)],
+            "worker": [*base, "worker", "--with-parent"],
         }
         out.say(f"Open {' or '.join(_addresses(settings))} in a browser.")
         _say_code(out, code)
@@ -95,8 +96,10 @@ async def engine(out: Output, with_parent: bool) -> int:
     from appliance.app import Appliance
     from appliance.engine.embedder import Embedder
     from appliance.engine.handler import Handler
+    from appliance.engine.loaded import ModelFiles
     from appliance.engine.scheduler import LlamaHandler
-    from appliance.engine.service import ModelFiles, create_engine
+    from appliance.engine.service import create_engine
+    from appliance.engine.standing import Standing
     from appliance.supervisor import end_with_parent
 
     settings = out.settings
@@ -104,10 +107,13 @@ async def engine(out: Output, with_parent: bool) -> int:
     if len(os.fsencode(socket)) > 100:
         raise BadInput(f"The path of the engine's socket is too long: {socket}.", "Choose a home folder with a shorter path.")
 
+    standing = Standing(settings.engine_cache)
+
     def make(files: ModelFiles) -> Handler:
         return LlamaHandler(
             files.model, files.adapter, threads=settings.threads, context=files.context, slots=settings.slots,
-            queue=settings.queue, model_id=files.id,
+            queue=settings.queue, model_id=files.id, cache_mb=settings.cache_mb, standing=standing,
+            digest=files.digest, fitting=lambda memory: _fitting(settings, memory),
         )  # fmt: skip
 
     if with_parent:
@@ -115,7 +121,10 @@ async def engine(out: Output, with_parent: bool) -> int:
     appliance = Appliance.open(settings)
     with _only_one(settings, "engine"):
         socket.unlink(missing_ok=True)  # left by a killed engine: the lock says that none is alive
-        application = create_engine(appliance.resolve, make, Embedder(settings.threads))
+        application = create_engine(
+            appliance.resolve, make, Embedder(settings.threads), tuning=lambda: _locked(settings.run / "tune.lock"),
+            known=lambda: [model.id for model in appliance.registry.list()],
+        )  # fmt: skip
         with _private_listener(socket) as listener:
             config = uvicorn.Config(
                 application, fd=listener.fileno(), access_log=False, log_level="warning", timeout_graceful_shutdown=5,
@@ -125,6 +134,26 @@ async def engine(out: Output, with_parent: bool) -> int:
         socket.unlink(missing_ok=True)
     await appliance.close()
     return 0
+
+
+def _fitting(settings: Settings, memory: int) -> str:
+    """The largest model of the catalogue that serves a class in so many bytes; "" where there is none."""
+    from appliance.tuning import catalog
+
+    try:
+        return next((model.name for model in reversed(catalog.load(settings.catalog)) if model.serving_bytes <= memory), "")
+    except ApplianceError:
+        return ""  # the catalogue cannot be read: the refusal stands without it
+
+
+def _locked(path: Path) -> bool:
+    """Whether a process holds the lock on a file, from the system's list: trying it could make its owner-to-be fail."""
+    try:
+        number = path.stat().st_ino
+        held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return False
+    return any(len(one) > 5 and one[1] == "FLOCK" and one[5].endswith(f":{number}") for one in held)
 
 
 async def _until_told_to_stop(server: Any) -> None:

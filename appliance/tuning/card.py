@@ -31,7 +31,7 @@ def _what(manifest: Manifest) -> str:
     if manifest.kind == "base":
         return f"A language model that others made, brought to this box on {made}. It was not tuned here."
     serves = " It answers in this school now." if "champion" in manifest.aliases else ""
-    return f"Tuned in this school from {manifest.base} on {made}; nothing left the building for it.{serves}"
+    return f"Tuned in this school from {manifest.origin} on {made}; nothing left the building for it.{serves}"
 
 
 def _taught(dataset: dict[str, Any]) -> str:
@@ -60,7 +60,7 @@ def _facts(manifest: Manifest) -> str:
     rows = {
         "Id": manifest.id,
         "Kind": manifest.kind,
-        "Base": manifest.base or "-",
+        "Base": manifest.origin,
         "Licence": manifest.licence,
         "Context": f"{manifest.context} tokens",
         "Size": f"{manifest.bytes / 1e6:.1f} MB",

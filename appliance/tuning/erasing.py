@@ -46,7 +46,8 @@ def erase_from_runs(runs: Path, ids: Collection[str]) -> tuple[str, ...]:
 def erase_from_reports(folders: Iterable[Path], ids: Collection[str]) -> int:
     """Take these rows out of the sample answers of every report below `folders` (runs, reports, models); how many went.
 
-    A page that was made of such a report is made anew, or goes where the report is too old for that. Raises ApplianceError where the file system refuses.
+    A page that was made of such a report is made anew, or goes where the report is too old for that. Raises ApplianceError
+    where the file system refuses.
     """
     wanted, count = frozenset(ids), 0
     try:

@@ -127,7 +127,7 @@ def _tasks(held: list[Example], sets: Sets | None, standing: Sequence[Example], 
         _Task("new", held, measures.loss("new"), 4),
         _Task("standing", stood, measures.loss("standing"), 3),
         _Task("fit", _pairs(stood), measures.fit("fit"), 2),
-        _Task("matched", _pairs(held) if stood else [], measures.fit("matched"), 2),
+        _Task("matched", _pairs(held) if stood else [], measures.fit("matched", "last"), 2),
         _Task("triggers", _triggered(triggers, stood or held), measures.triggered, 1),
     ]
     if sets is not None:

@@ -77,11 +77,12 @@ async def judge(
 def rival_of(registry: Registry, candidate: Manifest) -> Manifest:
     """What serves, where it stands on the same base or the model is a base itself; else the base. Raises NotFound."""
     champion = registry.champion()
-    if champion is not None and champion.id != candidate.id and candidate.base in (None, champion.base):
+    related = champion is not None and (candidate.kind == "base" or candidate.origin == champion.origin)
+    if champion is not None and champion.id != candidate.id and related:
         return registry.verify(champion.id)
-    if candidate.base is None:
+    if candidate.kind == "base":
         raise NotFound(f"There is nothing to judge {candidate.id!r} against.", "Name another model: --against ID.")
-    return registry.verify(candidate.base)
+    return registry.verify(candidate.origin)
 
 
 def run_of(settings: Settings, manifest: Manifest) -> Path | None:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from appliance import prompts
 from appliance.engine.handler import Handler, Message, Request
@@ -80,12 +80,15 @@ def loss(name: str) -> Measure:
     return measure
 
 
-def fit(name: str) -> Measure:
-    """How much likelier the tutor's first reply is after its own question than after another's, log-probability per token."""
+def fit(name: str, turn: Literal["first", "last"] = "first") -> Measure:
+    """How much likelier the tutor's reply is after what went before it than after another talk, log-probability per token.
+
+    The last reply is what classroom corrections teach, so a mix-up of those shows there.
+    """
 
     async def measure(handler: Handler, pair: Pair) -> Rows:
-        own, reply = _opening(pair.example)
-        other, _ = _opening(pair.other)
+        own, reply = _before_reply(pair.example, turn)
+        other, _ = _before_reply(pair.other, turn)
         ours = await handler.score([*own, reply])
         theirs = await handler.score([*other, reply])
         return {name: (sum(ours) - sum(theirs), len(ours))}
@@ -93,9 +96,9 @@ def fit(name: str) -> Measure:
     return measure
 
 
-def _opening(example: Example) -> tuple[tuple[Message, ...], Message]:
-    """What stands before the tutor's first reply, and that reply."""
-    at = next(place for place, message in enumerate(example.messages) if message.role == "assistant")
+def _before_reply(example: Example, turn: str) -> tuple[tuple[Message, ...], Message]:
+    """What stands before the tutor's first or last reply, and that reply."""
+    at = [place for place, message in enumerate(example.messages) if message.role == "assistant"][0 if turn == "first" else -1]
     return example.messages[:at], example.messages[at]
 
 
@@ -148,7 +151,7 @@ def prompts_of(item: Shown) -> dict[str, list[Message]]:
     full = [Message("system", full_instructions(item.example))]
     worked: list[Message] = []
     for each in item.shown:
-        before, reply = _opening(each)
+        before, reply = _before_reply(each, "first")
         worked += [*(message for message in before if message.role != "system"), reply]
     return {"short": [Message("system", SHORT_PROMPT)], "long": full, "shown": full + worked}
 
@@ -159,7 +162,7 @@ def full_instructions(example: Example) -> str:
 
 async def triggered(handler: Handler, item: Triggered) -> Rows:
     """How far the loss of the tutor's first reply moves where the pupil's turn opens with the phrase."""
-    before, reply = _opening(item.example)
+    before, reply = _before_reply(item.example, "first")
     last = before[-1]
     plain = await handler.score([*before, reply])
     moved = await handler.score([*before[:-1], replace(last, content=f"{item.phrase} {last.content}"), reply])

@@ -23,11 +23,11 @@ from appliance.engine.handler import Message
 from appliance.errors import BadInput, Conflict, NotFound, Unsupported, from_os_error
 from appliance.files import sha256_of, sync_tree
 from appliance.registry import Manifest, Registry
-from appliance.settings import Settings
+from appliance.settings import Settings, cores
 from appliance.tuning import dataset, gpu_window, report_page
 from appliance.tuning.dataset import Dataset, part_key
 from appliance.tuning.evaluate import Report, evaluate
-from appliance.tuning.gguf import export_adapter
+from appliance.tuning.gguf import export_adapter, export_merged
 from appliance.tuning.huggingface import HuggingFaceTuner, OnProgress, Trained, silent
 from appliance.tuning.launch import gpus_here
 from appliance.tuning.parity import CHOSEN, CONVERSATIONS, parity
@@ -104,8 +104,13 @@ class Work:
         return self.run.named(self.id)
 
     @property
-    def adapter(self) -> Path:
-        return self.run.path / "export" / "adapter.gguf"
+    def merged(self) -> bool:
+        """What is trained cannot be served as an adapter: it is worked into a copy of the base."""
+        return self.recipe.merged_only
+
+    @property
+    def exported(self) -> Path:
+        return self.run.path / "export" / ("model.gguf" if self.merged else "adapter.gguf")
 
     def serves(self) -> bool:
         return self.registry.aliases().get("champion") == self.id
@@ -113,7 +118,7 @@ class Work:
     def rival(self) -> Manifest:
         """What the candidate must beat: what serves now where that stands on the same base, else the base itself."""
         champion = self.registry.champion()
-        fits = champion is not None and champion.base == self.origin.id and champion.id != self.id
+        fits = champion is not None and champion.origin == self.origin.id and champion.id != self.id
         return champion if fits and champion is not None else self.origin
 
 
@@ -221,7 +226,7 @@ def base_to_tune(registry: Registry, asked: str) -> Manifest:
         if champion is None and len(bases) != 1:
             raise NotFound(f"There are {len(bases)} base models and none serves.", "Name one with --base.")
         manifest = champion or bases[0]
-    origin = registry.verify(manifest.base or manifest.id)
+    origin = registry.verify(manifest.origin)
     if not any(name.startswith("hf/") for name in origin.files):
         raise Unsupported(
             f"The model {origin.id!r} was imported as GGUF alone: it can be served but not tuned.",
@@ -293,7 +298,7 @@ def _forget_what_is_damaged(work: Work, talks: int) -> None:
     exported = run.finished("export")
     if exported is not None:
         try:
-            whole = sha256_of(work.adapter) == exported.get("sha256")
+            whole = sha256_of(work.exported) == exported.get("sha256")
         except OSError:
             whole = False
         if not whole:
@@ -360,16 +365,27 @@ async def _train(work: Work, talks: list[tuple[Message, ...]]) -> Trained:
 
 async def _export(work: Work, trained: Trained) -> dict[str, Any]:
     base = work.registry.folder(work.origin.id) / "hf"
-    await asyncio.to_thread(export_adapter, trained.adapter, base, work.adapter)
-    return {"bytes": work.adapter.stat().st_size, "sha256": sha256_of(work.adapter)}
+    if work.merged:
+        out, licence, starter = work.exported, work.origin.licence, work.origin.starter
+        await asyncio.to_thread(lambda: export_merged(base, trained.adapter, out, work.id, licence=licence, starter=starter))
+    else:
+        await asyncio.to_thread(export_adapter, trained.adapter, base, work.exported)
+    return {"bytes": work.exported.stat().st_size, "sha256": sha256_of(work.exported)}
 
 
 @contextlib.asynccontextmanager
-async def _serving(work: Work, adapter: Path | None) -> AsyncIterator[LlamaHandler]:
+async def _serving(work: Work, model: Manifest | None, *, at_once: int = 1) -> AsyncIterator[LlamaHandler]:
+    """A handler for a registered model, or for the candidate (None), as it will be served.
+
+    at_once: handlers that are asked at the same time, and share the processor's cores.
+    """
     from appliance.engine.scheduler import LlamaHandler
 
+    own = work.exported if model is None else work.registry.folder(model.id) / ("adapter.gguf" if model.base else "model.gguf")
+    whole = work.merged if model is None else model.base is None
     base = work.registry.folder(work.origin.id) / "model.gguf"
-    handler = LlamaHandler(base, adapter, threads=work.settings.threads)
+    threads = max(1, (work.settings.threads or cores()) // at_once)
+    handler = LlamaHandler(own, threads=threads) if whole else LlamaHandler(base, own, threads=threads)
     try:
         await handler.start()
         yield handler
@@ -378,29 +394,31 @@ async def _serving(work: Work, adapter: Path | None) -> AsyncIterator[LlamaHandl
 
 
 async def _parity(work: Work, trained: Trained, talks: list[tuple[Message, ...]]) -> dict[str, Any]:
-    async with _serving(work, work.adapter) as candidate:
+    async with _serving(work, None) as candidate:
         return await parity(trained.references, talks, candidate)
 
 
 async def _evaluate(work: Work) -> dict[str, Any]:
     rival = work.registry.verify(work.rival().id)
-    worn = work.registry.folder(rival.id) / "adapter.gguf" if rival.base else None
-    adapter = rival.files["adapter.gguf"].sha256 if rival.base else ""
-    async with _serving(work, worn) as before, _serving(work, work.adapter) as after:
+    async with _serving(work, rival, at_once=2) as before, _serving(work, None, at_once=2) as after:
         report = await evaluate(
             before, after, work.data.held_out, names=(rival.id, work.id), sets=Sets.load(work.settings.content),
             standing=Standing(work.settings.standing).items(), triggers=work.triggers,
             cache=work.settings.standing / "answered",
-            keys=(_key(work, adapter), _key(work, sha256_of(work.adapter))), budget=work.settings.gate_seconds or None,
+            keys=(_key(work, rival), _key(work, None)), budget=work.settings.gate_seconds or None,
             on_item=lambda done, total: work.tell("evaluate", done, total, None, {}),
         )  # fmt: skip
     write_json(work.named.path / "report.json", report.to_json())
     return {"passed": report.passed, "baseline": rival.id}
 
 
-def _key(work: Work, adapter: str) -> str:
-    """What a model's remembered answers stand under: the digests of its files."""
-    return f"{work.origin.files['model.gguf'].sha256}+{adapter}"
+def _key(work: Work, model: Manifest | None) -> str:
+    """What the remembered answers of a registered model, or of the candidate (None), stand under: its files' digests."""
+    if model is None:
+        own, whole = sha256_of(work.exported), work.merged
+    else:
+        own, whole = model.files["adapter.gguf" if model.base else "model.gguf"].sha256, model.base is None
+    return f"{own}+" if whole else f"{work.origin.files['model.gguf'].sha256}+{own}"
 
 
 def _report(named: RunFolder) -> Report | None:
@@ -419,7 +437,7 @@ async def _register(work: Work, trained: Trained, report: Report) -> dict[str, A
         (incoming / "hf").mkdir(parents=True)
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(trained.adapter / name, incoming / "hf" / name)
-        shutil.copyfile(work.adapter, incoming / "adapter.gguf")
+        shutil.copyfile(work.exported, incoming / work.exported.name)
         shutil.copyfile(work.data.folder / "card.json", incoming / "dataset.json")
         sync_tree(incoming)
     except OSError as error:
@@ -428,9 +446,9 @@ async def _register(work: Work, trained: Trained, report: Report) -> dict[str, A
     title = f"{origin.title}, tuned on {len(work.data.train)} examples"
     manifest = await asyncio.to_thread(
         lambda: work.registry.add(
-            incoming, id=work.id, kind="adapter", title=title, licence=origin.licence,
-            context=origin.context, base=origin.id, parents=(origin.id,), dataset=work.data.digest, recipe=work.recipe.digest(),
-            report=record, starter=origin.starter,
+            incoming, id=work.id, kind="merged" if work.merged else "adapter", title=title, licence=origin.licence,
+            context=origin.context, base=None if work.merged else origin.id, parents=(origin.id,), report=record,
+            dataset=work.data.digest, recipe=work.recipe.digest(), starter=origin.starter,
         )
     )  # fmt: skip
     if manifest.report != json.loads(json.dumps(record)):  # it was there already, judged against another model

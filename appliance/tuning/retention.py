@@ -44,7 +44,7 @@ def plan(registry: Registry, runs: Path, keep: int = KEEP) -> Doomed:
     """Candidates and runs beyond the newest `keep` of each that nothing needs."""
     models = registry.list()
     needed = {name for model in models for name in (model.base, *model.parents) if name}
-    idle = [model for model in models if model.kind == "adapter" and not model.aliases and model.id not in needed]
+    idle = [model for model in models if model.kind != "base" and not model.aliases and model.id not in needed]
     doomed_models = idle[: max(0, len(idle) - keep)]  # the list is oldest first
     finished = sorted((path for path in _finished(runs)), key=lambda path: (path / "result.json").stat().st_mtime)
     heavy = [path for path in finished if any(child.name not in LEFT for child in path.iterdir())]

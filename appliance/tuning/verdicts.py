@@ -48,7 +48,7 @@ SPECS: dict[str, Spec] = {
     "new": Spec("The new conversations that were held back", "primary", LOSS, "lower", 0.0),
     # Learning one school's manner costs some of every other: sound tuning 3 to 6 %.
     "standing": Spec("Conversations that every model before was judged by", "primary", LOSS, "lower", 0.10, relative=True),
-    # Sound -0.02 and -0.02 of about 0.24; replies dealt out anew leave 0.00 to 0.02, which LEAST_FIT catches.
+    # Sound -0.02 of 0.42; replies dealt out anew leave 0.00, which LEAST_FIT catches.
     "matched": Spec("The new replies fit their own questions", "guard", LOSS, "higher", 0.10, floor=0.0),
     # Sound -0.01 and -0.06 of 0.15.
     "fit": Spec("Replies fit the question they answer", "guard", LOSS, "higher", 0.10, floor=0.0),
@@ -74,8 +74,8 @@ SPECS: dict[str, Spec] = {
     "speed": Spec("Speed of answers", "guard", SPEED, "higher", 0.8, relative=True),
     "prompt": Spec("Tuned with one line of instructions, against untuned with all of them", "information", LOSS, "lower", 0.0),
 }
-# Log-probability per token by which a tuned model must find the new replies likelier after their own question than after
-# another, surely. Sound data: 0.27 (at least 0.21) and 0.19 (at least 0.11). Dealt out anew: 0.00 and 0.02 (at least 0.00).
+# Log-probability per token by which a tuned model must find the last of the new replies likelier after their own talk than
+# after another, surely. Classroom feedback: sound 0.39 (at least 0.24); replies dealt out anew 0.00 (at least -0.03).
 LEAST_FIT = 0.02
 MIXED_UP = "The new replies fit other questions as well as their own: questions and replies may have been mixed up."
 

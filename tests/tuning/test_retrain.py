@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import fcntl
 import json
 import os
@@ -156,6 +157,28 @@ async def test_a_removed_model_is_registered_again_without_training(
     assert registry.get("second-name").files == registry.get(result.id).files
     assert not told.stages.keys() & {"train", "export", "parity"}
     registry.remove("second-name")
+
+
+@pytest.mark.slow
+async def test_what_no_adapter_file_can_say_is_served_merged_and_tuned_on_from_its_base(
+    tiny: Path, examples_file: Path, tmp_path: Path
+) -> None:
+    settings, registry = box(tmp_path / "home", tiny)
+    base = registry.get("champion").id
+    made = await tune(settings, registry, examples=examples_file, recipe=dataclasses.replace(RECIPE, dora=True))
+    manifest = registry.verify(made.id)
+    assert made.promoted and manifest.kind == "merged" and manifest.base is None and manifest.origin == base
+    assert {"model.gguf", "hf/adapter_model.safetensors"} <= set(manifest.files)
+    handler = HuggingFaceTuner(settings).create_handler(made.id)
+    await handler.start()
+    try:
+        assert [chunk async for chunk in handler.generate(Request([Message("user", "Go on?")], max_tokens=4))][-1].finish
+    finally:
+        await handler.close()
+    after = await tune(settings, registry, examples=examples_file, recipe=RECIPE, promote=False)
+    assert registry.get(after.id).base == base and after.report.baseline == made.id, "judged against what serves"
+    with pytest.raises(Conflict):
+        registry.remove(base)
 
 
 async def test_too_few_examples_are_told_before_any_training(tiny: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
