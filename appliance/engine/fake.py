@@ -6,10 +6,12 @@ Declared as `fake`; it never serves by itself. The answer is the question's word
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import AsyncGenerator, Sequence
 
 from appliance.engine.handler import Chunk, Finish, Health, Message, Request, Usage
-from appliance.errors import BadInput, TooLarge
+from appliance.errors import BadInput, Busy, TooLarge, Unsupported
 
 
 class Fake:
@@ -25,21 +27,32 @@ class Fake:
     async def start(self) -> None: ...
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        if request.schema is not None:
+            raise Unsupported("The fake cannot keep to a schema.", "Ask a language model.")
         prompt = await self.count(request.messages)
         if prompt + request.max_tokens > self.context:
             raise TooLarge(
                 f"The question needs {prompt} tokens, the answer up to {request.max_tokens}; this model holds {self.context}.",
                 "Ask something shorter.",
             )
+        ends = None if request.deadline is None else time.monotonic() + request.deadline
         words = request.messages[-1].content.upper().split()
         cut = words[: request.max_tokens]
-        for position, word in enumerate(cut):
-            await asyncio.sleep(self._pace)
-            yield Chunk(word if position == 0 else f" {word}", model=self.name, handler=self.name)
         finish: Finish = "stop" if len(cut) == len(words) else "length"
-        yield Chunk(finish=finish, usage=Usage(prompt, 0, len(cut)), model=self.name, handler=self.name)
+        said = " ".join(cut)
+        met = [at for at in (said.find(stop) for stop in request.stop if stop) if at >= 0]
+        if met:
+            said, finish = said[: min(met)], "stop"
+        for part in re.findall(r" ?[^ ]+| ", said):
+            await asyncio.sleep(self._pace)
+            if ends is not None and time.monotonic() >= ends:
+                raise Busy("The answer took longer than its time limit.", "Try again when fewer people are asking.")
+            yield Chunk(part, model=self.name, handler=self.name)
+        yield Chunk(finish=finish, usage=Usage(prompt, 0, len(said.split())), model=self.name, handler=self.name)
 
     async def count(self, messages: Sequence[Message]) -> int:
+        if not messages:
+            raise BadInput("There is no message to answer.", "Write a question.")
         return sum(len(message.content.split()) for message in messages)
 
     async def score(self, messages: Sequence[Message]) -> list[float]:

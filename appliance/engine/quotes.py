@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.engine.handler import Chunk, Finish, Health, Message, Request, Source, Usage
-from appliance.errors import ModelUnavailable, Unsupported
+from appliance.errors import BadInput, ModelUnavailable, Unsupported
 
 Search = Callable[[str], Awaitable[Sequence[Source]]]
 Embed = Callable[[Sequence[str]], Awaitable[Any]]  # texts to float32 rows of length 1
@@ -73,6 +73,8 @@ class Quotes:
 
     async def count(self, messages: Sequence[Message]) -> int:
         """Words: this handler's tokens."""
+        if not messages:
+            raise BadInput("There is no message to answer.", "Write a question.")
         return sum(len(message.content.split()) for message in messages)
 
     async def score(self, messages: Sequence[Message]) -> list[float]:
@@ -81,10 +83,13 @@ class Quotes:
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """One chunk for the opening and one for each quote; the numbers are places in `request.passages`, from 1."""
+        if request.schema is not None:
+            raise Unsupported("Quotes cannot keep to a schema.", "Ask a language model.")
+        prompt = await self.count(request.messages)
         question = request.question or _last_question(request.messages)
         sources = request.passages or (await self._search(question) if question.strip() else ())
         text, finish = _cut(await self._answer(question, sources), request)
-        used = Usage(prompt=await self.count(request.messages), completion=len(text.split()))
+        used = Usage(prompt=prompt, completion=len(text.split()))
         for part in re.findall(r".+?(?:\n\n|\Z)", text, re.S):
             yield Chunk(text=part, model=self.name, handler=self.name)
             await asyncio.sleep(0)  # so that closing the stream takes effect between two quotes

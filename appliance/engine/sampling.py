@@ -32,7 +32,7 @@ def sampler(llama: Llama, request: Request) -> Any:
 
 def grammar(schema: dict[str, Any]) -> str:
     """The grammar of a JSON schema, in llama.cpp's GBNF. Raises BadInput where the schema cannot be one."""
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
+    from llama_cpp.llama_grammar import SchemaConverter
 
     text = json.dumps(schema)
     if len(text) > SCHEMA_CHARACTERS:
@@ -40,9 +40,23 @@ def grammar(schema: dict[str, Any]) -> str:
     if "$ref" in text and "http" in text:
         raise BadInput("The schema refers to another document.", "Write everything into the schema itself.")
     try:
-        return str(json_schema_to_gbnf(text))
+        converter = SchemaConverter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
+        converter._format_literal = _literal  # the library's own lets through no backslash, no quote and no emoji
+        converter.visit(converter.resolve_refs(json.loads(text), "stdin"), "")
+        return str(converter.format_grammar())
     except Exception as error:  # noqa: BLE001 - the library raises whatever it stumbles over
         raise BadInput(f"The schema cannot be followed: {error}.", "Use plain types, enums, objects and arrays.") from None
+
+
+def _literal(constant: str) -> str:
+    """A constant's JSON as a literal of the grammar: every sign as itself, not by its code."""
+    plain = json.dumps(json.loads(constant), ensure_ascii=False)
+    try:
+        plain.encode()
+    except UnicodeEncodeError:  # half of a sign has nothing but its code
+        plain = constant
+    escaped = plain.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def chances(llama: Llama, row: int, token: int, most: int) -> TokenChance:

@@ -57,7 +57,12 @@ class ChatTemplate:
             raise BadInput(f"The model's chat template cannot be read: {error}.", "Use another copy of the model.") from None
 
     def pieces(self, messages: Sequence[Message], *, answer: bool) -> list[Piece]:
-        """The prompt, cut. `answer`: end by opening the assistant's turn. Raises BadInput where the template refuses."""
+        """The prompt, cut. `answer`: end by opening the assistant's turn.
+
+        Raises BadInput where there is no message, or the template refuses.
+        """
+        if not messages:
+            raise BadInput("There is no message to answer.", "Write a question.")
         mark = secrets.token_hex(8)
         marked = [{"role": m.role, "content": f"\ue000{mark}:{i}\ue001"} for i, m in enumerate(messages)]
         try:
