@@ -255,13 +255,14 @@ def progress(out: Output) -> Callable[[dict[str, Any]], None]:
         if stage not in said:
             said.add(stage)
             out.note(f"{STAGES.get(stage, stage)}.")
-        text = f"{now['done']} of {now['total']}" if now["total"] else ""
+        if now["total"] <= 1:
+            return  # a step without parts: its name says all
+        text = f"{now['done']} of {now['total']}"
         if now["left"] is not None:
             text += f", about {seconds(now['left'])} left"
         if "loss" in now["facts"]:
             text += f", loss {now['facts']['loss']:.3f}"
-        if text:
-            out.progress(text)
+        out.progress(text)
 
     return tell
 

@@ -46,7 +46,7 @@ SPEED_ANSWERS, SPEED_TOKENS = 8, 32
 # Sets that come from the items of another.
 TASK_OF = {"stands": "grounded", "refusals": "safety", "refused": "safety", "harmless": "safety", "overrefused": "safety"}
 KEPT_CACHES = 4  # models whose rows are remembered
-VERSION = "1"  # of the measures: what is remembered under another is asked again
+VERSION = "2"  # of the measures: what is remembered under another is asked again
 
 OnItem = Callable[[int, int], None]
 
