@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,37 @@ def test_quickstart_says_at_once_that_the_port_is_taken_or_an_option_wrong() -> 
     for words in (["--home"], ["--nonsense"]):
         done = subprocess.run([script, *words], capture_output=True, text=True, check=False, timeout=20)
         assert done.returncode == 2 and "Try: " in done.stderr
+
+
+@pytest.mark.llama
+@pytest.mark.slow
+def test_the_example_in_python_tunes_exports_and_answers(tmp_path: Path) -> None:
+    rows = (json.loads(line) for line in _examples(tmp_path).read_text("utf-8").split("\n") if line)
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps(row) + "\n" for row, _ in zip(rows, range(60), strict=False)), "utf-8")
+    script = str(ROOT / "scripts" / "examples" / "tune-huggingface")
+    command = [sys.executable, script, str(tmp_path / "box"), str(few)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = done.stdout.strip().split("\n")
+    assert "conversations to tune on" in told[0] and "loss" in told[1] and len(told[-1]) > 3
+    assert (tmp_path / "box" / "served" / "adapter.gguf").is_file()
+
+
+@pytest.mark.llama
+@pytest.mark.slow
+def test_the_example_of_the_whole_loop_ends_in_a_verdict(tmp_path: Path) -> None:
+    script = str(ROOT / "scripts" / "examples" / "retrain")
+    done = subprocess.run([script, str(tmp_path / "box")], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 4), done.stderr[-2000:]
+    assert ("serves now" in done.stdout) == (done.returncode == 0)
+    for said in ("used", "without tuning", "with tuning", "retrain"):
+        assert said in done.stdout, said
+
+
+def _examples(folder: Path) -> Path:
+    out = folder / "all.jsonl"
+    source = str(ROOT / "appliance" / "content" / "examples")
+    command = [str(Path(sys.executable).parent / "appliance"), "--home", str(folder / "home")]
+    subprocess.run([*command, "examples", "convert", source, str(out), "--to", "huggingface"], check=True, capture_output=True)
+    return out
