@@ -26,6 +26,7 @@ class Job:
     loop: asyncio.AbstractEventLoop
     kind: str = ""
     score_from: int | None = None
+    common: int = 0  # tokens before the first word that a person or a model said: the school's own
     outbox: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     cancelled: bool = False
     sequence: int = -1

@@ -127,6 +127,10 @@ class Llama:
             )
         self.memory = lib.llama_get_memory(self._context)
 
+    def threads(self, count: int) -> None:
+        """Compute with so many threads from now on."""
+        self._lib.llama_set_n_threads(self._context, count, count)
+
     # --- adapters -----------------------------------------------------------------------------------------------------
     def learn(self, name: str, path: Path) -> None:
         """Load an adapter beside the base, under a name. Raises ModelUnavailable."""
@@ -223,6 +227,10 @@ class Llama:
     def copy(self, source: int, target: int, length: int) -> None:
         """Give the empty sequence `target` the first `length` cells of another: nothing is computed or moved, they share."""
         self._lib.llama_memory_seq_cp(self.memory, source, target, 0, length)
+
+    def length(self, sequence: int) -> int:
+        """Tokens that a sequence holds."""
+        return int(self._lib.llama_memory_seq_pos_max(self.memory, sequence)) + 1
 
     def state(self, sequence: int) -> bytes:
         """A sequence's cells as bytes that `restore` of the same model and release takes."""

@@ -23,12 +23,13 @@ from appliance.engine.prefixes import Prefixes, common
 from appliance.engine.sampling import chances, sampler
 from appliance.engine.scoring import score
 from appliance.engine.speculation import Lookup
-from appliance.errors import ApplianceError, Busy, ModelUnavailable
+from appliance.errors import ApplianceError, BadInput, Busy, ModelUnavailable
 
 SHARE_FROM = 16  # tokens: a shorter prefix is computed again sooner than waited for
 KEPT = 48  # sequences that may stay in the cache after their answer
 STEP_SECONDS = 0.25  # that a step with prompts in it should last, so that the others' words keep coming
 FEWEST_PROMPT = 64  # prompt tokens of a step, however slow the machine is
+TURN_SECONDS = 0.02  # at least, before another adapter goes: to change it costs half a millisecond and more
 GUESSING = 2  # conversations up to which guessing ahead pays
 # With n of N conversations wearing a rare adapter, it is given the time of this share of the others at least.
 RARE = 0.37
@@ -62,6 +63,7 @@ class Loop:
         self._closing = False
         self._clock = 0.0
         self._spent: dict[str, float] = {}  # virtual seconds of each adapter
+        self._kind, self._took = "", 0.0  # whose turn it is, and its seconds of this turn
         self._prompt_speed = 2000.0  # tokens a second, measured as we go
         self._answer_seconds = 2.0
         self._told = -1  # the queue's version when everybody was last told their place
@@ -114,6 +116,40 @@ class Loop:
         for sequence in [sequence for sequence in self._idle if self._kinds[sequence] == kind]:
             self._forget(sequence)
         self._llama.unlearn(kind)
+
+    def state_of(self, tokens: list[int], kind: str) -> bytes | None:
+        """The cells of a prefix, for `adopt` in a later process; None where they are not in the cache. Only between steps."""
+        source, length = self._tree.match(tokens, kind)
+        if not self._keep or length < len(tokens) or not self._free:
+            return None
+        aside = self._free[-1]
+        self._llama.copy(source, aside, length)
+        try:
+            return self._llama.state(aside)
+        finally:
+            self._llama.forget(aside)
+
+    def adopt(self, tokens: list[int], kind: str, state: bytes) -> bool:
+        """Put a prefix back among what is kept; False where there is no room. Raises BadInput for a state that is none of this
+        model's. Only between steps."""
+        room = self._llama.cells // 2 - self._tree.cells - sum(job.needs for job in self._running)
+        full = not self._free or len(self._idle) >= KEPT // 2 or len(tokens) > room
+        if not self._keep or full or self._tree.match(tokens, kind)[1] == len(tokens):
+            return False
+        sequence = self._free[-1]
+        if not self._llama.restore(sequence, state) or self._llama.length(sequence) != len(tokens):
+            self._llama.forget(sequence)
+            raise BadInput("The state of a prefix does not fit this model.", "It is computed again.")
+        self._free.pop()
+        self._tree.share(sequence, -1, 0, kind)
+        self._tree.append(sequence, tokens)
+        self._kinds[sequence] = kind
+        self._idle[sequence] = _Idle(self._clock + 2, 2)
+        return True
+
+    @property
+    def idle(self) -> bool:
+        return not self._running and not len(self._waiting)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -294,10 +330,14 @@ class Loop:
         if scoring is not None:
             self._score(scoring)
             return
-        kind = self._turn()
-        rows, parts = self._compose([job for job in self._running if job.kind == kind])
-        if not rows:
+        for kind in self._turns():
+            rows, parts = self._compose([job for job in self._running if job.kind == kind])
+            if rows:
+                break
+        else:
             return
+        if kind != self._kind or self._took >= TURN_SECONDS:
+            self._kind, self._took = kind, 0.0
         self._llama.wear(kind)
         started = time.perf_counter()
         while not self._llama.decode(rows):
@@ -312,19 +352,17 @@ class Loop:
         took = time.perf_counter() - started
         self._account(kind, took, sum(len(tokens) for job, tokens in parts if not job.answer))
 
-    def _turn(self) -> str:
-        """The adapter whose conversations go now: who had the least time for how many wear it."""
-        worn: dict[str, int] = {}
-        for job in self._running:
-            worn[job.kind] = worn.get(job.kind, 0) + 1
-        if len(worn) == 1:
-            return next(iter(worn))
-        now = min((self._spent.get(kind, 0.0) for kind in worn if kind in self._spent), default=0.0)
-        for kind in worn:
-            self._spent[kind] = max(now, self._spent.get(kind, now))
-        return min(worn, key=lambda kind: (self._spent[kind], kind))
+    def _turns(self) -> list[str]:
+        """The adapters in the order in which they go: a turn is finished, then who had the least time for how many wear it."""
+        worn = {job.kind for job in self._running}
+        if len(worn) > 1:
+            now = min((self._spent[kind] for kind in worn if kind in self._spent), default=0.0)
+            self._spent |= {kind: max(now, self._spent.get(kind, now)) for kind in worn}
+        mine = self._kind if self._took < TURN_SECONDS else None
+        return sorted(worn, key=lambda kind: (kind != mine, self._spent.get(kind, 0.0), kind))
 
     def _account(self, kind: str, took: float, prompt: int) -> None:
+        self._took += took
         if prompt >= FEWEST_PROMPT:
             self._prompt_speed += 0.3 * (prompt / took - self._prompt_speed)
         mine = sum(job.kind == kind for job in self._running) or 1
@@ -340,7 +378,7 @@ class Loop:
         parts: list[tuple[Job, list[int]]] = []
         answering = [job for job in jobs if job.answering]
         for job in answering:
-            job.drafts = self._guess(job) if len(self._running) <= GUESSING else []
+            job.drafts = self._guess(job) if len(jobs) <= GUESSING else []
             tokens = [job.answer[-1], *job.drafts]
             start = len(job.tokens) + len(job.answer) - 1
             job.row = len(rows)
@@ -392,7 +430,12 @@ class Loop:
     def _take_tokens(self, job: Job) -> None:
         """Sample this job's rows in order, as long as each guess was what the model says."""
         if job.sampler is None:
-            job.sampler = sampler(self._llama, job.request)
+            try:
+                job.sampler = sampler(self._llama, job.request)
+            except ApplianceError as error:  # a schema that cannot be followed fails its own request and no other
+                job.send(error)
+                self._leave(job)
+                return
         right = 0
         for place in range(len(job.drafts) + 1):
             if not self._say(job, job.row + place):

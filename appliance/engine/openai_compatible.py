@@ -7,6 +7,7 @@ OpenAI's (place in the queue, scoring, counting, loading); against any other ser
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,13 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance import errors
-from appliance.engine.handler import Chunk, Health, Message, Request, Usage
+from appliance.engine.handler import Chunk, Finish, Health, Message, Request, TokenChance, Usage
 from appliance.errors import ApplianceError, ModelUnavailable, Unsupported
 
 _BY_CODE: dict[str, type[ApplianceError]] = {
     kind.code: kind
     for kind in (errors.BadInput, errors.TooLarge, errors.NotFound, errors.Conflict, errors.Busy, ModelUnavailable, Unsupported)
 }
+_BY_CODE["context_length_exceeded"] = errors.TooLarge  # as OpenAI and most who speak its dialect say it
+_FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "blocked"}
 
 
 class OpenAICompatible:
@@ -44,12 +47,19 @@ class OpenAICompatible:
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         body = self._body(request)
+        # Our engine keeps the deadline itself; a stranger's server does not know of it.
+        limit = request.deadline if not self._own else None
+        ends = None if limit is None else time.monotonic() + limit
         last: Chunk | None = None
         try:
-            async with self._http().stream("POST", "/v1/chat/completions", json=body) as response:
+            async with self._http().stream(
+                "POST", "/v1/chat/completions", json=body, timeout=limit or httpx.USE_CLIENT_DEFAULT
+            ) as response:
                 if response.status_code != 200:
                     raise _fault(response.status_code, await response.aread())
                 async for line in response.aiter_lines():
+                    if ends is not None and time.monotonic() >= ends:
+                        raise _late()
                     if not line.startswith("data: ") or line == "data: [DONE]":
                         continue
                     chunk = self._chunk(json.loads(line[6:]))
@@ -58,17 +68,29 @@ class OpenAICompatible:
                     else:
                         yield chunk
         except httpx.HTTPError as error:
-            raise _unreachable(error) from error
+            raise (_late() if ends is not None and time.monotonic() >= ends else _unreachable(error)) from error
         except UnicodeEncodeError:
             raise _not_text() from None
-        except ValueError as error:
-            raise ModelUnavailable("The model server sent something that is not JSON.", "Try again in a moment.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelUnavailable("The model server sent something that is no answer.", "Try again in a moment.") from error
         if last is None:
             raise ModelUnavailable("The model stopped in the middle of its answer.", "It restarts by itself; ask again.")
         yield last
 
     async def count(self, messages: Sequence[Message]) -> int:
         return int((await self.call("/v1/count", {"messages": _plain(messages)}))["tokens"])
+
+    async def tokenize(self, text: str, model: str = "default") -> list[int]:
+        """A text's tokens in a registered model's terms."""
+        return [int(token) for token in (await self.call("/v1/tokenize", {"content": text, "model": model}))["tokens"]]
+
+    async def models(self) -> list[str]:
+        """The ids that may be asked for by name."""
+        return [str(one["id"]) for one in (await self._get("/v1/models")).json()["data"]]
+
+    async def metrics(self) -> str:
+        """The engine's numbers in Prometheus' text format."""
+        return (await self._get("/metrics")).text
 
     async def score(self, messages: Sequence[Message]) -> list[float]:
         return [float(x) for x in (await self.call("/v1/score", {"messages": _plain(messages)}))["scores"]]
@@ -96,6 +118,15 @@ class OpenAICompatible:
             self._client = None
 
     # -----------------------------------------------------------------------------------------------------------------
+    async def _get(self, path: str) -> httpx.Response:
+        try:
+            response = await self._http().get(path, timeout=5.0)
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
+        if response.status_code != 200:
+            raise _fault(response.status_code, response.content)
+        return response
+
     async def call(self, path: str, body: dict[str, Any], *, own: bool = True) -> dict[str, Any]:
         """POST JSON, answer JSON; faults as ApplianceErrors."""
         if own and not self._own:
@@ -119,6 +150,8 @@ class OpenAICompatible:
         return self._client
 
     def _body(self, request: Request) -> dict[str, Any]:
+        if not request.messages:
+            raise errors.BadInput("There is no message to answer.", "Write a question.")
         body: dict[str, Any] = {
             "model": request.model,
             "messages": _plain(request.messages),
@@ -130,15 +163,26 @@ class OpenAICompatible:
         }
         if request.stop:
             body["stop"] = list(request.stop)
-        if request.seed is not None:
+        if request.seed is not None and request.seed >= 0:
             body["seed"] = request.seed
-        if self._own:
+        for name in ("frequency_penalty", "presence_penalty"):
+            if value := getattr(request, name):
+                body[name] = value
+        if request.logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": request.logprobs}
+        if request.schema is not None:
+            held = {"name": "answer", "schema": request.schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": held}
+        if self._own:  # who asks is told to nobody but this box's engine
             body |= {
                 "top_k": request.top_k,
                 "min_p": request.min_p,
                 "repeat_penalty": request.repeat_penalty,
                 "ignore_eos": request.ignore_eos,
                 "deadline": request.deadline,
+                "user": request.user,
+                "group": request.group,
+                "adapter": request.adapter,
             }
         return body
 
@@ -151,7 +195,7 @@ class OpenAICompatible:
             text=(choice.get("delta") or {}).get("content") or "",
             place=raw.get("place"),
             wait=raw.get("wait"),
-            finish=choice.get("finish_reason"),
+            finish=_FINISH.get(choice["finish_reason"], "stop") if choice.get("finish_reason") else None,
             usage=Usage(
                 usage["prompt_tokens"],
                 (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0),
@@ -161,11 +205,24 @@ class OpenAICompatible:
             else None,
             model=raw.get("model") or "",
             handler=self.name,
+            chances=_chances(choice.get("logprobs")),
         )
+
+
+def _chances(raw: dict[str, Any] | None) -> tuple[TokenChance, ...]:
+    """What a server says of each token's chance; servers leave out what they do not know."""
+    return tuple(
+        TokenChance(one["token"], one["logprob"], tuple((top["token"], top["logprob"]) for top in one.get("top_logprobs", ())))
+        for one in (raw or {}).get("content") or ()
+    )
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _late() -> ApplianceError:
+    return errors.Busy("The answer took longer than its time limit.", "Try again when fewer people are asking.")
 
 
 def _not_text() -> ApplianceError:
@@ -182,6 +239,8 @@ def _fault(status: int, content: bytes) -> ApplianceError:
     try:
         return _error(json.loads(content)["error"], status)
     except (ValueError, KeyError, TypeError):
+        if status == 413:
+            return errors.TooLarge("The text is larger than the model server takes.", "Send less at once.")
         return ModelUnavailable(f"The model server answered with HTTP status {status}.", "Try again in a moment.")
 
 

@@ -10,29 +10,32 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
-from appliance.engine import sampling
+from appliance.engine import sampling, sizing
 from appliance.engine.handler import Chunk, Health, Message, Request
 from appliance.engine.job import Job
 from appliance.engine.llama import Llama
 from appliance.engine.loop import KEPT, Loop
+from appliance.engine.standing import Keeper, Standing
 from appliance.engine.template import ChatTemplate
 from appliance.errors import ApplianceError, BadInput, Busy, ModelUnavailable, NotFound, TooLarge
-from appliance.settings import cores
 
 MEGABYTE = 1_000_000
 LONG = 50_000  # characters, which take some ten milliseconds to cut into tokens
+MANY = 200  # messages, likewise
 MOST_SEQUENCES = 256  # llama.cpp's limit
 
 
 class LlamaHandler:
     """A GGUF model, with an adapter or without; more adapters can be loaded beside it.
 
-    threads: 0 takes every core. context: tokens of one conversation, 0 takes the model's own. slots: conversations in a batch.
-    cache_mb: memory for what conversations share and keep, 0 takes a quarter of what is free. keep: whether the cache outlives
-    an answer; without it every request is computed from its first token, which is what judging wants.
+    threads: 0 takes every core. context: tokens of one conversation, 0 takes the model's own. slots: conversations in a batch,
+    0 as many as the machine bears. cache_mb: memory for what conversations share and keep, 0 what `sizing` chooses. keep:
+    whether the cache outlives an answer; without it every request is computed from its first token, which is what judging
+    wants. standing: where the prefixes of a whole class outlive the process, for files whose sha256 (`digest`) is known.
+    fitting: the name of a model for so many bytes of memory, for whoever asked for one that does not fit.
     """
 
     name = "llama"
@@ -49,6 +52,9 @@ class LlamaHandler:
         model_id: str = "",
         cache_mb: int = 0,
         keep: bool | None = None,
+        standing: Standing | None = None,
+        digest: str = "",
+        fitting: Callable[[int], str] = lambda _bytes: "",
     ) -> None:
         self.model_id = model_id or model.stem
         self.slots = slots
@@ -56,11 +62,15 @@ class LlamaHandler:
         self._model = model
         self._own = self.model_id if adapter else ""
         self._adapters: dict[str, Path] = {self._own: adapter} if adapter else {}
-        self._threads = threads or cores()
+        self._threads = self._using = threads
         self._queue = queue
         self._cache_bytes = cache_mb * MEGABYTE
         # One conversation at a time is how models are judged: there, the same question has to give the same answer.
-        self._keep = slots > 1 if keep is None else keep
+        self._keep = slots != 1 if keep is None else keep
+        self._standing = standing if digest else None
+        self._digest = digest
+        self._fitting = fitting
+        self._keeper: Keeper | None = None
         self._llama: Llama | None = None
         self._loop: Loop | None = None
         self._reading = threading.Lock()  # held while callers read the vocabulary, so that closing waits for them
@@ -69,11 +79,22 @@ class LlamaHandler:
     async def start(self) -> None:
         if self._loop is None:
             await asyncio.to_thread(self._load)
+            if self._standing is not None:
+                self._keeper = Keeper(self._standing, self._running(), self._digest)
+                if not self._own:
+                    await self._keeper.warm("", "")
 
     def _load(self) -> None:
+        for path in self._adapters.values():
+            sizing.inspected(path, "adapter")
+        plan = sizing.plan(
+            self._model, adapters=sum(path.stat().st_size for path in self._adapters.values()), threads=self._threads,
+            slots=self.slots, context=self.context, cache=self._cache_bytes, fitting=self._fitting,
+        )  # fmt: skip
+        self.slots, self._threads, self._using = plan.slots, plan.threads, plan.threads
         llama = Llama(
-            self._model, threads=self._threads, context=self.context, conversations=self.slots,
-            sequences=min(MOST_SEQUENCES, self.slots + (KEPT if self._keep else 0)), cache_bytes=self._cache_bytes,
+            self._model, threads=plan.threads, context=plan.context, conversations=plan.slots,
+            sequences=min(MOST_SEQUENCES, plan.slots + (KEPT if self._keep else 0)), cache_bytes=plan.cache,
         )  # fmt: skip
         try:
             if not llama.template:
@@ -101,6 +122,8 @@ class LlamaHandler:
             )
         loop = self._running()
         loop.submit(job)
+        if self._keeper is not None:
+            self._keeper.note(job.kind, job.tokens[: job.common], request.user)
         ends = None if request.deadline is None else time.monotonic() + request.deadline
         try:
             while True:
@@ -119,10 +142,10 @@ class LlamaHandler:
     async def count(self, messages: Sequence[Message]) -> int:
         return len((await self._read(messages, Request(messages))).tokens)
 
-    async def score(self, messages: Sequence[Message]) -> list[float]:
+    async def score(self, messages: Sequence[Message], adapter: str = "") -> list[float]:
         if not messages or messages[-1].role != "assistant":
             raise BadInput("Only an assistant's turn can be scored.", "End the conversation with one.")
-        job = self._job(messages, Request(messages), asyncio.get_running_loop(), answer=False)
+        job = self._job(messages, Request(messages, adapter=adapter), asyncio.get_running_loop(), answer=False)
         if len(job.tokens) > self.context:
             raise TooLarge(f"The conversation has {len(job.tokens)} tokens; this model holds {self.context}.", "Shorten it.")
         loop = self._running()
@@ -136,6 +159,10 @@ class LlamaHandler:
         scores: list[float] = result
         return scores
 
+    async def tokenize(self, text: str) -> list[int]:
+        """A text's tokens; names of control tokens in it are words."""
+        return await asyncio.to_thread(self._cut, text, control=False)
+
     def tokens(self, messages: Sequence[Message]) -> tuple[list[int], int]:
         """All token ids of a conversation, and where the last message's words start; for checking an export."""
         job = self._job(messages, Request(messages), asyncio.get_event_loop(), answer=False)
@@ -144,10 +171,13 @@ class LlamaHandler:
     async def health(self) -> Health:
         loop = self._loop
         ok = loop is not None and loop.alive
-        facts = {"slots": self.slots, "context": self.context, "adapters": sorted(self._adapters)}
+        facts = {"threads": self._using, "slots": self.slots, "context": self.context, "adapters": sorted(self._adapters)}
         return Health(ok, "answers" if ok else "not loaded", self.model_id, facts | (loop.facts() if loop else {}))
 
     async def close(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            await keeper.end()
         loop, self._loop = self._loop, None
         if loop is not None:
             await asyncio.to_thread(loop.close)
@@ -156,19 +186,39 @@ class LlamaHandler:
                 self._llama.close()
                 self._llama = None
 
+    async def rest(self) -> None:
+        """While nobody asks: keep what came to be shared."""
+        if self._keeper is not None and self._running().idle:
+            await self._keeper.rest()
+
+    async def share(self, tuning: bool) -> None:
+        """While a tuning run computes on this machine, leave it half of the cores: a step ends with its slowest thread, and one
+        that shares its core with the trainer is slow."""
+        llama, loop = self._llama, self._loop
+        wanted = max(1, self._threads // 2) if tuning else self._threads
+        if llama is None or loop is None or not loop.alive or wanted == self._using:
+            return
+        self._using = wanted
+        await asyncio.wrap_future(loop.between_steps(lambda: llama.threads(wanted)))
+
     # --- adapters -----------------------------------------------------------------------------------------------------
-    async def learn(self, name: str, path: Path) -> None:
+    async def learn(self, name: str, path: Path, digest: str = "") -> None:
         """Load an adapter beside the others; requests wear it by its name. Raises ModelUnavailable."""
         llama, loop = self._llama, self._running()
         assert llama is not None
+        await asyncio.to_thread(sizing.inspected, path, "adapter")
         await asyncio.wrap_future(loop.between_steps(lambda: llama.learn(name, path)))
         self._adapters[name] = path
+        if self._keeper is not None and digest:
+            await self._keeper.warm(name, digest)
 
     async def unlearn(self, name: str) -> None:
         """Give an adapter's memory back; nobody may be wearing it."""
         llama, loop = self._llama, self._running()
         assert llama is not None
         self._adapters.pop(name, None)
+        if self._keeper is not None:
+            self._keeper.forget(name)
         await asyncio.wrap_future(loop.between_steps(lambda: loop.unlearn(name)))
 
     # --- between the coroutines and the loop --------------------------------------------------------------------------
@@ -180,25 +230,30 @@ class LlamaHandler:
     async def _read(self, messages: Sequence[Message], request: Request) -> Job:
         """The prompt's tokens. A long text goes to a thread, so that others' words keep coming; short ones keep their order."""
         waiting = asyncio.get_running_loop()
-        if sum(len(message.content) for message in messages) > LONG:
+        if len(messages) > MANY or sum(len(message.content) for message in messages) > LONG:
             return await asyncio.to_thread(self._job, messages, request, waiting, answer=True)
         return self._job(messages, request, waiting, answer=True)
 
     def _job(self, messages: Sequence[Message], request: Request, waiting: asyncio.AbstractEventLoop, *, answer: bool) -> Job:
         self._running()
         tokens: list[int] = []
-        score_from = None
+        score_from = common = None
         for piece in self._template.pieces(messages, answer=answer):
             if not answer and piece.message == len(messages) - 1:
                 score_from = len(tokens)
-            with self._reading:
-                if self._llama is None:
-                    raise ModelUnavailable(f"The model {self.model_id} is not loaded.", "Ask again in a moment.")
-                ids = self._llama.tokenize(piece.text, control=piece.control)
+            if common is None and piece.message is not None and messages[piece.message].role != "system":
+                common = len(tokens)
+            ids = self._cut(piece.text, control=piece.control)
             if score_from is not None and piece.message is None:
                 ids = ids[:1]  # the end mark belongs to the answer; a line break that a template adds after it does not
             tokens.extend(ids)
-        return Job(tokens, request, waiting, kind=self._kind(request), score_from=score_from)
+        return Job(tokens, request, waiting, kind=self._kind(request), score_from=score_from, common=common or 0)
+
+    def _cut(self, text: str, *, control: bool) -> list[int]:
+        with self._reading:
+            if self._llama is None:
+                raise ModelUnavailable(f"The model {self.model_id} is not loaded.", "Ask again in a moment.")
+            return self._llama.tokenize(text, control=control)
 
     def _kind(self, request: Request) -> str:
         name = request.adapter or self._own

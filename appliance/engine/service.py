@@ -1,159 +1,86 @@
 """The engine process: language model and embedder behind OpenAI's dialect on a Unix socket.
 
-Hides loading, keeping the served model beside its successor while the old one's conversations end, and the embedder's thread.
-It reads model files through `resolve`, which verifies them first, and trusts its one client (the web process or the command
-line of this box): what pupils send never reaches it as JSON. No network at all.
+Hides which model is in memory (`loaded.py`), the gathering of texts to embed, and that a caller who left is noticed at once,
+queued or not. It reads model files through `resolve`, which verifies them first, and trusts its one client (the web process or
+the command line of this box) with what it asks, not with how: bodies are an allow-list with bounds (`dialect.py`). No network.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi import Request as HTTPRequest
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
+from appliance.engine import dialect, schemas
+from appliance.engine.dialect import Completion, Conversation, Embedding, Load, Tokens
 from appliance.engine.embedder import Embedder
-from appliance.engine.handler import Chunk, Handler, Message, Request
-from appliance.errors import ApplianceError, Busy, ModelUnavailable
+from appliance.engine.gathering import Gathering
+from appliance.engine.handler import Chunk, Message, Request, TokenChance
+from appliance.engine.loaded import Loaded, MakeHandler, Resolve
+from appliance.engine.metrics import Metrics
+from appliance.errors import ApplianceError, BadInput, Busy, ModelUnavailable, NotFound
 
-# Beside the model that serves, this many may stay loaded: enough for a promotion under load, and for going back.
-SPARE = 1
+LARGEST_BODY = 16 * 2**20  # bytes; a megabyte of prompt is still read, to be refused with its count of tokens
+TEND_SECONDS = 5.0
 
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """A verified model on disk; `context` in tokens."""
-
-    id: str
-    model: Path
-    adapter: Path | None
-    context: int
-
-
-Resolve = Callable[[str], ModelFiles]
-MakeHandler = Callable[[ModelFiles], Handler]
-
-
-class Loaded:
-    """The handlers in memory, by model id. A handler in use is never closed; one whose loop died is loaded again."""
-
-    def __init__(self, resolve: Resolve, make: MakeHandler) -> None:
-        self._resolve = resolve
-        self._make = make
-        self._handlers: dict[str, Handler] = {}
-        self._users: dict[str, int] = {}
-        self._loading: dict[str, asyncio.Lock] = {}
-
-    @asynccontextmanager
-    async def use(self, name: str) -> AsyncIterator[tuple[str, Handler]]:
-        """The handler for an id or alias, loaded if need be. Raises NotFound or ModelUnavailable."""
-        files = await asyncio.to_thread(self._resolve, name)
-        # A lock for each model: who asks the one in memory does not wait while another is loaded.
-        async with self._loading.setdefault(files.id, asyncio.Lock()):
-            handler = self._handlers.get(files.id)
-            if handler is not None and not (await handler.health()).ok:
-                del self._handlers[files.id]  # its loop died: make a new one
-                await handler.close()
-                handler = None
-            if handler is None:
-                handler = self._make(files)
-                await handler.start()
-            self._handlers.pop(files.id, None)
-            self._handlers[files.id] = handler  # newest last
-            self._users[files.id] = self._users.get(files.id, 0) + 1
-        try:
-            yield files.id, handler
-        finally:
-            self._users[files.id] -= 1
-            await self._unload_spares()
-
-    async def _unload_spares(self) -> None:
-        idle = [id for id in self._handlers if not self._users.get(id)]
-        doomed = [self._handlers.pop(id) for id in idle[: max(0, len(self._handlers) - SPARE - 1)]]
-        for handler in doomed:
-            await handler.close()
-
-    async def facts(self) -> dict[str, Any]:
-        return {id: (await handler.health()).facts for id, handler in list(self._handlers.items())}
-
-    async def close(self) -> None:
-        for handler in self._handlers.values():
-            await handler.close()
-        self._handlers.clear()
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _Message(_Strict):
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class _Conversation(_Strict):
-    messages: list[_Message] = Field(min_length=1)
-    model: str = "default"
-
-    def plain(self) -> list[Message]:
-        return [Message(message.role, message.content) for message in self.messages]
-
-
-class _Completion(_Conversation):
-    max_tokens: int = Field(320, ge=1)
-    temperature: float = Field(0.0, ge=0, le=10)
-    top_k: int = 40
-    top_p: float = Field(0.95, ge=0, le=1)
-    min_p: float = Field(0.05, ge=0, le=1)
-    repeat_penalty: float = Field(1.0, gt=0, le=10)
-    stop: list[str] = []
-    seed: int | None = None
-    stream: bool = False
-    stream_options: dict[str, bool] = {}
-    ignore_eos: bool = False
-    deadline: float | None = None
-
-
-class _Embedding(_Strict):
-    input: str | list[str]
-    model: str = "default"
-
-
-class _Load(_Strict):
-    model: str
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+Work = Callable[..., Awaitable[Any]]
 
 
 def create_engine(
-    resolve: Resolve, make: MakeHandler, embedder: Embedder, on_stop: Callable[[], None] = lambda: None
+    resolve: Resolve,
+    make: MakeHandler,
+    embedder: Embedder,
+    on_stop: Callable[[], None] = lambda: None,
+    known: Callable[[], Sequence[str]] = lambda: (),
+    tuning: Callable[[], bool] = lambda: False,
 ) -> FastAPI:
-    """The engine's ASGI application; warm: the served model and the embedder load in the background at start-up."""
+    """The engine's ASGI application; warm: the served model and the embedder load in the background at start-up.
+
+    known: ids of all models that may be asked for by name. tuning: whether a tuning run computes on this machine now.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.loaded = Loaded(resolve, make)
         app.state.embedder = embedder
-        warm = asyncio.create_task(_warm(app))
+        app.state.embed = Gathering(embedder.embed)
+        app.state.metrics = Metrics()
+        app.state.known = known
+        tasks = [asyncio.create_task(_warm(app)), asyncio.create_task(_tend(app, tuning))]
         yield
-        warm.cancel()
+        for task in tasks:
+            task.cancel()
         await app.state.loaded.close()
         on_stop()
 
-    app = FastAPI(title="engine", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.add_exception_handler(ApplianceError, _refuse)
+    app = FastAPI(
+        title="engine", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan,
+        middleware=[Middleware(RequestBodyLimitMiddleware, max_body_size=LARGEST_BODY)],
+        exception_handlers={
+            ApplianceError: _refuse, RequestValidationError: _refuse_body, HTTPException: _refuse_http,
+        },
+    )  # fmt: skip
     app.get("/health")(_health)
+    app.get("/metrics")(_metrics)
+    app.get("/v1/models")(_models)
     for name, work in {
         "chat/completions": _complete,
         "embeddings": _embed,
         "count": _count,
+        "tokenize": _tokenize,
         "score": _score,
         "load": _load,
     }.items():
@@ -170,104 +97,128 @@ async def _warm(app: FastAPI) -> None:
         await asyncio.to_thread(app.state.embedder.embed, [""])
 
 
-def _body(error: ApplianceError) -> dict[str, Any]:
-    body: dict[str, Any] = {"message": error.message, "hint": error.hint, "code": error.code, "type": error.code}
-    if isinstance(error, Busy):
-        body |= {"retry_after": error.retry_after}
-    return {"error": body}
+async def _tend(app: FastAPI, tuning: Callable[[], bool]) -> None:
+    while True:
+        await asyncio.sleep(TEND_SECONDS)
+        try:
+            await app.state.loaded.tend(tuning=await asyncio.to_thread(tuning))
+        except Exception as error:  # noqa: BLE001 - what waits for quiet moments must not end because one of them failed
+            log.warning("what is done in quiet moments failed: %s", type(error).__name__)
 
 
+# --- faults ---------------------------------------------------------------------------------------------------------------
 async def _refuse(_request: object, error: Exception) -> Response:
     assert isinstance(error, ApplianceError)
-    return JSONResponse(_body(error), status_code=error.status)
+    return JSONResponse(dialect.fault(error), status_code=error.status)
 
 
-Work = Callable[[Any], Awaitable[Any]]
+async def _refuse_body(_request: object, error: Exception) -> Response:
+    """What is wrong and where, without what was sent: it may be a pupil's words."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+    return await _refuse(None, BadInput(f"{place[:200]}: {first['msg']}.", "Correct the request."))
 
 
+async def _refuse_http(_request: object, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = NotFound if error.status_code == 404 else BadInput
+    return JSONResponse(dialect.fault(kind("The engine cannot take this request.", "See /v1/models.")), error.status_code)
+
+
+# --- conversations --------------------------------------------------------------------------------------------------------
 def _complete(app: FastAPI) -> Work:
-    async def complete(body: _Completion) -> Response:
-        request = Request(
-            messages=body.plain(), model=body.model, max_tokens=body.max_tokens, temperature=body.temperature, top_k=body.top_k,
-            top_p=body.top_p, min_p=body.min_p, repeat_penalty=body.repeat_penalty, stop=body.stop, seed=body.seed,
-            ignore_eos=body.ignore_eos, deadline=body.deadline,
-        )  # fmt: skip
+    async def complete(body: Completion, http: HTTPRequest) -> Response:
+        request = body.request()
+        if request.schema is not None:
+            schemas.check(request.schema)
         chunks = _chunks(app, request)
-        if body.stream:
+        try:
+            if not body.stream:
+                return JSONResponse(await _unless_gone(http, _whole(chunks)))
             # The first chunk is awaited here, so that a refusal is an HTTP status and not an event.
-            first = await anext(chunks)
-            return StreamingResponse(_events(first, chunks), media_type="text/event-stream")
-        text, last = "", Chunk()
-        async for chunk in chunks:
-            text, last = text + chunk.text, chunk
-        return JSONResponse(_completion(text, last))
+            first = await _unless_gone(http, _next(chunks))
+        except _Gone:
+            return Response(status_code=499)
+        return StreamingResponse(_events(first, chunks), media_type="text/event-stream")
 
     return complete
 
 
 async def _chunks(app: FastAPI, request: Request) -> AsyncGenerator[Chunk, None]:
-    async with app.state.loaded.use(request.model) as (_id, handler):
-        stream = handler.generate(request)
-        try:
-            async for chunk in stream:
+    metrics: Metrics = app.state.metrics
+    started, said, outcome, usage = time.monotonic(), False, "left", None
+    try:
+        async with app.state.loaded.use(request.model) as model, aclosing(model.generate(request)) as chunks:
+            async for chunk in chunks:
+                if chunk.text and not said:
+                    said = True
+                    metrics.first_token(time.monotonic() - started)
+                if chunk.finish:
+                    outcome, usage = "finished", chunk.usage
                 yield chunk
-        finally:
-            await stream.aclose()
+    except ApplianceError as error:
+        outcome = "refused" if isinstance(error, Busy | BadInput | NotFound) else "failed"
+        raise
+    finally:
+        metrics.ended(outcome, usage)
+
+
+async def _next(chunks: AsyncGenerator[Chunk, None]) -> Chunk:
+    return await anext(chunks)
+
+
+async def _whole(chunks: AsyncGenerator[Chunk, None]) -> dict[str, Any]:
+    text, chances, last = "", list[TokenChance](), Chunk()
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            text, last = text + chunk.text, chunk
+            chances += chunk.chances
+    return dialect.completion(text, chances, last)
+
+
+class _Gone(Exception):
+    """The caller closed the connection."""
+
+
+async def _unless_gone(http: HTTPRequest, work: Coroutine[Any, Any, Result]) -> Result:
+    """What `work` gives, ended as soon as the caller leaves: nobody computes, or keeps a place in the queue, for nobody."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_left(http))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _Gone
+        return task.result()
+    finally:
+        for one in (task, gone):
+            if not one.done():
+                one.cancel()
+                with suppress(asyncio.CancelledError):
+                    await one
+
+
+async def _left(http: HTTPRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _events(first: Chunk, rest: AsyncGenerator[Chunk, None]) -> AsyncGenerator[str, None]:
     try:
-        yield f"data: {json.dumps(_event(first))}\n\n"
+        yield dialect.event(dialect.chunk_event(first))
         async for chunk in rest:
-            yield f"data: {json.dumps(_event(chunk))}\n\n"
+            yield dialect.event(dialect.chunk_event(chunk))
         yield "data: [DONE]\n\n"
     except ApplianceError as error:
-        yield f"data: {json.dumps(_body(error))}\n\n"
+        yield dialect.event(dialect.fault(error))
     finally:
         await rest.aclose()
 
 
-def _event(chunk: Chunk) -> dict[str, Any]:
-    event: dict[str, Any] = {
-        "object": "chat.completion.chunk",
-        "created": int(time.time()),
-        "model": chunk.model,
-        "choices": [{"index": 0, "delta": {"content": chunk.text}, "finish_reason": chunk.finish}],
-    }
-    if chunk.place is not None:
-        event |= {"place": chunk.place, "wait": chunk.wait}
-    if chunk.usage is not None:
-        event["usage"] = _usage(chunk)
-    return event
-
-
-def _usage(chunk: Chunk) -> dict[str, Any] | None:
-    usage = chunk.usage
-    if usage is None:
-        return None
-    return {
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.completion,
-        "total_tokens": usage.prompt + usage.completion,
-        "prompt_tokens_details": {"cached_tokens": usage.cached},
-    }
-
-
-def _completion(text: str, last: Chunk) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    return {
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": last.model,
-        "choices": [{"index": 0, "message": message, "finish_reason": last.finish}],
-        "usage": _usage(last),
-    }
-
-
 def _embed(app: FastAPI) -> Work:
-    async def embed(body: _Embedding) -> dict[str, Any]:
+    async def embed(body: Embedding) -> dict[str, Any]:
         texts = [body.input] if isinstance(body.input, str) else body.input
-        vectors = await asyncio.to_thread(app.state.embedder.embed, texts)
+        vectors = await app.state.embed(texts)
+        app.state.metrics.embedded += len(texts)
         data = [{"object": "embedding", "index": i, "embedding": row.tolist()} for i, row in enumerate(vectors)]
         return {"object": "list", "data": data, "model": "all-MiniLM-L6-v2"}
 
@@ -275,34 +226,63 @@ def _embed(app: FastAPI) -> Work:
 
 
 def _count(app: FastAPI) -> Work:
-    async def count(body: _Conversation) -> dict[str, int]:
-        async with app.state.loaded.use(body.model) as (_id, handler):
-            return {"tokens": await handler.count(body.plain()), "context": handler.context}
+    async def count(body: Conversation) -> dict[str, int]:
+        async with app.state.loaded.use(body.model) as model:
+            return {"tokens": await model.count(body.plain()), "context": model.handler.context}
 
     return count
 
 
+def _tokenize(app: FastAPI) -> Work:
+    async def tokenize(body: Tokens) -> dict[str, Any]:
+        """A text's tokens; names of control tokens in it are words, as they are in a pupil's message."""
+        async with app.state.loaded.use(body.model) as model:
+            tokens = await model.tokenize(body.content)
+            return {"tokens": tokens, "count": len(tokens)}
+
+    return tokenize
+
+
 def _score(app: FastAPI) -> Work:
-    async def score(body: _Conversation) -> dict[str, list[float]]:
-        async with app.state.loaded.use(body.model) as (_id, handler):
-            return {"scores": await handler.score(body.plain())}
+    async def score(body: Conversation) -> dict[str, list[float]]:
+        async with app.state.loaded.use(body.model) as model:
+            return {"scores": await model.score(body.plain())}
 
     return score
 
 
 def _load(app: FastAPI) -> Work:
-    async def load(body: _Load) -> dict[str, str]:
+    async def load(body: Load) -> dict[str, str]:
         """Load a model and have it answer a question, before anything is promoted."""
-        async with app.state.loaded.use(body.model) as (id, handler):
-            said = [chunk async for chunk in handler.generate(Request([Message("user", "Are you there?")], max_tokens=4))]
+        async with app.state.loaded.use(body.model) as model:
+            said = [chunk async for chunk in model.generate(Request([Message("user", "Are you there?")], max_tokens=4))]
             if not said or not said[-1].finish:
-                raise ModelUnavailable(f"The model {id} loads but does not answer.", "Serve another model.")
-            return {"model": id}
+                raise ModelUnavailable(f"The model {model.id} loads but does not answer.", "Serve another model.")
+            return {"model": model.id}
 
     return load
 
 
-async def _health(request: HTTPRequest) -> dict[str, Any]:
-    state = request.app.state
+# --- what it says of itself -----------------------------------------------------------------------------------------------
+async def _models(http: HTTPRequest) -> dict[str, Any]:
+    state = http.app.state
+    loaded = state.loaded.ids()
+    ids = sorted({*loaded, *await asyncio.to_thread(state.known)})
+    data = [{"id": id, "object": "model", "owned_by": "appliance", "loaded": id in loaded} for id in ids]
+    return {"object": "list", "data": data}
+
+
+async def _health(http: HTTPRequest) -> dict[str, Any]:
+    """What is loaded and how full: for each base its slots, cells of the cache, who runs, waits and is kept."""
+    state = http.app.state
     models = await state.loaded.facts()
-    return {"detail": "answers", "model": next(reversed(models), ""), "models": models, "embedder": state.embedder.loaded}
+    totals = {name: sum(int(facts.get(name, 0)) for facts in models.values()) for name in ("running", "waiting")}
+    return {
+        "detail": "answers", "model": state.loaded.newest, "models": models, "loaded": state.loaded.ids(),
+        "embedder": state.embedder.loaded, **totals,
+    }  # fmt: skip
+
+
+async def _metrics(http: HTTPRequest) -> Response:
+    state = http.app.state
+    return PlainTextResponse(state.metrics.text(await state.loaded.facts()), media_type="text/plain; version=0.0.4")
