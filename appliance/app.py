@@ -14,17 +14,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from appliance import network
 from appliance.accounts import Accounts
 from appliance.audit import Audit
 from appliance.chat import Chat
 from appliance.db import Database
+from appliance.engine.loaded import ModelFiles
 from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.engine.pool import Active, Pool
 from appliance.engine.quotes import Quotes
-from appliance.engine.service import ModelFiles
 from appliance.errors import GateNotPassed, ModelUnavailable, from_os_error
 from appliance.knowledge.library import Library
 from appliance.registry import Manifest, Registry
@@ -99,9 +99,14 @@ class Appliance:
             if stand_in is None:
                 raise
             return self.resolve(stand_in.id)
-        adapter = self.registry.folder(manifest.id) / "adapter.gguf" if manifest.base else None
         model = self.registry.folder(base.id) / "model.gguf"
-        return ModelFiles(manifest.id, model, adapter, context_of(manifest, self.settings))
+        digest = base.files["model.gguf"].sha256 if "model.gguf" in base.files else ""
+        context = context_of(base, self.settings)  # of the base: all that was tuned on it shares one batch
+        if not manifest.base:
+            return ModelFiles(manifest.id, model, None, context, digest=digest)
+        adapter = self.registry.folder(manifest.id) / "adapter.gguf"
+        worn = manifest.files["adapter.gguf"].sha256 if "adapter.gguf" in manifest.files else ""
+        return ModelFiles(manifest.id, model, adapter, context, base.id, digest, worn)
 
     @asynccontextmanager
     async def running_engine(
@@ -192,6 +197,13 @@ class Appliance:
         chosen = self.registry.choose(task, name)
         self.audit.note("choose", task, {"model": chosen.id if chosen else ""})
         return chosen
+
+    def lineage(self, name: str) -> dict[str, Any]:
+        """What a model was made of, down to its base and the rows."""
+        from appliance.tuning.lineage import lineage
+        from appliance.tuning.store import ExampleStore
+
+        return lineage(self.settings, self.registry, ExampleStore(self.database), name)
 
     def card(self, manifest: Manifest) -> str:
         """A model's card as Markdown."""
