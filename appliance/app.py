@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance import network
@@ -25,7 +24,8 @@ from appliance.engine.loaded import ModelFiles
 from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.engine.pool import Active, Pool
 from appliance.engine.quotes import Quotes
-from appliance.errors import GateNotPassed, ModelUnavailable, from_os_error
+from appliance.errors import BadInput, GateNotPassed, ModelUnavailable, NotFound, from_os_error
+from appliance.jobs import held
 from appliance.knowledge.library import Library
 from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
@@ -76,10 +76,14 @@ class Appliance:
 
     def _active(self, task: str) -> Active | None:
         name, _, subject = task.partition("/")
-        chosen = self.registry.for_task(name, subject)
-        if chosen is None:
-            return None
-        return Active(chosen.id, chosen.title, chosen.starter, context_of(chosen, self.settings))
+        ids = self.registry.for_task(name, subject)
+        for id in ids:
+            try:
+                found = self.registry.get(id)
+            except (BadInput, NotFound):
+                continue  # the engine will find it damaged when asked for it, and this next one is what stands in for it
+            return Active(ids[0], found.title, found.starter, context_of(found, self.settings))
+        return None
 
     def _is_starter(self, name: str) -> bool:
         return self.registry.get(name).starter
@@ -88,17 +92,17 @@ class Appliance:
     def resolve(self, name: str) -> ModelFiles:
         """A model's files, each compared with its recorded sha256 before any parser sees it.
 
-        Where the champion is damaged, the model before it takes over, and an alarm is raised.
+        Where the champion is damaged, the model before it takes over; where a model that tasks were given to is, the champion
+        does. An alarm is raised either way.
         """
         try:
             manifest = self.registry.verify(name)
             base = self.registry.verify(manifest.base) if manifest.base else manifest
-        except ModelUnavailable:
-            asked, champion = self.registry.get(name), self.registry.champion()
-            stand_in = self.step_back() if champion is not None and champion.id == asked.id else None
+        except (ModelUnavailable, BadInput, NotFound):
+            stand_in = self._stand_in(self.registry.id_of(name))
             if stand_in is None:
                 raise
-            return self.resolve(stand_in.id)
+            return self.resolve(stand_in)
         model = self.registry.folder(base.id) / "model.gguf"
         digest = base.files["model.gguf"].sha256 if "model.gguf" in base.files else ""
         context = context_of(base, self.settings)  # of the base: all that was tuned on it shares one batch
@@ -143,12 +147,12 @@ class Appliance:
         ends = time.monotonic() + ENGINE_START_SECONDS
         while time.monotonic() < ends:
             if child is not None and child.returncode is not None:
-                if not _held(self.settings.run / "engine.lock"):
+                if not held(self.settings.run / "engine.lock"):
                     break  # it died; had another one been quicker, that one would hold the lock
                 child = None
             if (await self.engine.health()).ok:
                 return child
-            if child is None and not _held(self.settings.run / "engine.lock"):
+            if child is None and not held(self.settings.run / "engine.lock"):
                 with open(log, "ab") as output:
                     command = [sys.executable, "-m", "appliance", "--home", str(self.settings.home), "engine", "--with-parent"]
                     child = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output)
@@ -171,32 +175,71 @@ class Appliance:
         Raises GateNotPassed, and what went wrong; then nothing has changed.
         """
         manifest = self.registry.get(name)
-        if not accept:
-            _require_gate(manifest)
-        return await self._serve(manifest, "promote", {"accept": accept} if accept else {})
+
+        def admit() -> None:
+            if not accept:
+                _require_gate(manifest, self._yardstick())
+                self._require_rows(manifest)
+
+        return await self._serve(manifest, "promote", admit, {"accept": accept} if accept else {})
 
     async def rollback(self) -> Manifest:
-        """Serve the model before this one again: no gate, it has served before."""
+        """Serve the model before this one again: no gate, it has served before; not where rows of it were withdrawn since."""
         previous = self.registry.aliases().get("previous")
         if previous is None:
             return self.registry.rollback()  # raises, with the words for it
-        return await self._serve(self.registry.get(previous), "rollback", {})
+        manifest = self.registry.get(previous)
+        return await self._serve(manifest, "rollback", lambda: self._require_rows(manifest), {})
 
-    async def _serve(self, manifest: Manifest, verb: str, facts: dict[str, str]) -> Manifest:
+    async def _serve(self, manifest: Manifest, verb: str, admit: Callable[[], None], facts: dict[str, str]) -> Manifest:
+        admit()
         async with self.running_engine():
             await self.engine.load(manifest.id)
-        before = self.registry.champion()
+        admit()  # loading takes its time: another model may serve by now, or a row be withdrawn
+        before = self._champion_id()
         serving = self.registry.promote(manifest.id)
-        self.audit.note(verb, manifest.id, facts | {"before": before.id if before else ""})
+        self.audit.note(verb, manifest.id, facts | {"before": before})
         return serving
 
-    def choose(self, task: str, name: str | None) -> Manifest | None:
-        """Have a model answer for a task, or for a task in one subject; None: the champion again."""
-        if name is not None:
-            _require_gate(self.registry.get(name))
+    def choose(self, task: str, name: str | None, *, accept: str = "") -> Manifest | None:
+        """Have a model answer for a task, or for a task in one subject; None: the champion again. accept: as in `promote`."""
+        if name is not None and not accept:
+            manifest = self.registry.get(name)
+            _require_gate(manifest, self._yardstick())
+            self._require_rows(manifest)
         chosen = self.registry.choose(task, name)
-        self.audit.note("choose", task, {"model": chosen.id if chosen else ""})
+        facts = {"accept": accept} if accept else {}
+        self.audit.note("choose", task, facts | {"model": chosen.id if chosen else ""})
         return chosen
+
+    def _champion_id(self) -> str:
+        """The id of what serves, whether it can be read or not; "" where nothing does, or nobody knows what."""
+        try:
+            return self.registry.aliases().get("champion", "")
+        except ModelUnavailable:
+            return ""
+
+    def _yardstick(self) -> Manifest | None:
+        """What a candidate must have been compared with; None where nothing that could be read serves."""
+        try:
+            return self.registry.get(self._champion_id())
+        except (BadInput, NotFound):
+            return None
+
+    def _require_rows(self, manifest: Manifest) -> None:
+        """Raise GateNotPassed where a row that the model, or one that it stands on, was made of has been withdrawn since."""
+        from appliance.tuning.store import ExampleStore
+
+        store = ExampleStore(self.database)
+        exposed = {one.id: one for one in store.models_with(store.withdrawn(), self.registry)}.get(manifest.id)
+        if exposed is None:
+            return
+        told = f"{exposed.rows} rows of it" if exposed.rows else f"Rows of {exposed.through}, on which it stands,"
+        raise GateNotPassed(
+            f"The model {manifest.id!r} is made of what was withdrawn: {told} have been taken back since.",
+            "Run `appliance retrain`: it learns from what is left. Or, knowing that, "
+            f"`appliance models promote {manifest.id} --accept REASON`.",
+        )
 
     def lineage(self, name: str) -> dict[str, Any]:
         """What a model was made of, down to its base and the rows."""
@@ -212,35 +255,56 @@ class Appliance:
 
         return card(manifest, read_json(self.registry.folder(manifest.id) / "dataset.json"))
 
+    def champion(self) -> Manifest | None:
+        """What serves. Where its manifest cannot be read, the model before it takes over; None where there is none."""
+        try:
+            return self.registry.champion()
+        except (BadInput, NotFound):
+            return self.step_back()
+
     def step_back(self) -> Manifest | None:
         """Serve the model before this one where this one's files are damaged; None where nothing was changed."""
-        before = self.registry.champion()
+        before = self.registry.aliases().get("champion", "")
         stand_in = self.registry.step_back()
-        if stand_in is not None and before is not None:
-            self.audit.note("step back", stand_in.id, {"damaged": before.id})
+        if stand_in is not None:
+            self.audit.note("step back", stand_in.id, {"damaged": before})
         return stand_in
 
+    def _stand_in(self, damaged: str) -> str | None:
+        """The id of what serves in place of a damaged model from now on; None where nothing can or need."""
+        champion = self.registry.aliases().get("champion")
+        if champion == damaged:
+            stand_in = self.step_back()
+            return stand_in.id if stand_in else None
+        lost = self.registry.give_up(damaged)
+        if champion is None or not lost:
+            return None
+        self.audit.note("step back", champion, {"damaged": damaged, "tasks": lost})
+        return champion
 
-def _require_gate(manifest: Manifest) -> None:
-    """A tuned model is a new model: it needs a report that it passed. A base that the school brought has nothing to show."""
-    report = manifest.report
-    if manifest.kind == "base" or (report is not None and report.get("passed")):
+
+def _require_gate(manifest: Manifest, champion: Manifest | None) -> None:
+    """A tuned model is a new model: it needs a report that it passed, and against what serves now.
+
+    Where no more than a base serves, its own or the starter's, to have beaten its own base is enough. A base that the school
+    brought has nothing to show.
+    """
+    report = manifest.report or {}
+    if manifest.kind == "base" or (champion is not None and champion.id == manifest.id):
         return
-    reasons = " ".join((report or {}).get("reasons", [])) or "It was never judged."
+    keep = f"Keep what serves; or, knowing that, `appliance models promote {manifest.id} --accept REASON`."
+    if not report.get("passed"):
+        reasons = " ".join(report.get("reasons", [])) or "It was never judged."
+        raise GateNotPassed(f"The model {manifest.id!r} did not pass the gate. {reasons}", keep)
+    met = report.get("baseline")
+    on_starter = champion is not None and champion.kind == "base" and champion.starter and met == manifest.origin
+    if champion is None or met == champion.id or on_starter:
+        return
+    again = champion.origin == manifest.origin
     raise GateNotPassed(
-        f"The model {manifest.id!r} did not pass the gate. {reasons}",
-        f"Keep what serves; or, knowing that, `appliance models promote {manifest.id} --accept REASON`.",
+        f"The model {manifest.id!r} passed the gate against {met or 'an unknown model'}, but {champion.id} serves now.",
+        (f"Judge it again with `appliance models evaluate {manifest.id}`, then promote it. " if again else "") + keep,
     )
-
-
-def _held(path: Path) -> bool:
-    """Whether a process holds the lock on this file."""
-    with open(path, "a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def context_of(manifest: Manifest, settings: Settings) -> int:

@@ -9,7 +9,6 @@ import getpass
 import hashlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,21 +62,28 @@ class Audit:
         return [Entry(r.number, r.at, r.actor, r.verb, r.thing, r.facts, r.hash) for r in reversed(rows)]
 
     def verify(self) -> int:
-        """Walk the whole chain; the number of rows. Raises ApplianceError naming the first row that does not fit."""
-        previous, count = START, 0
-        for row in self._rows():
-            if row["previous"] != previous or _hash(row) != row["hash"]:
-                raise ApplianceError(
-                    f"The audit record was changed: row {row['number']} does not fit the one before it.",
-                    "Compare it with the last good backup, and find out who could write the database.",
-                )
-            previous, count = row["hash"], count + 1
-        return count
+        """Walk the whole chain; the number of rows. Raises ApplianceError naming the first row that does not fit or is gone.
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+        SQLite counts the numbers that it gave out in a table of its own, so rows taken from the end are missed as well. Whoever
+        rewrites that table, or the whole chain, is not found out here: only a copy kept elsewhere can show that.
+        """
+        previous, last, count = START, 0, 0
         with self._database.read() as connection:
             for row in connection.execute(sa.select(audit).order_by(audit.c.number)).mappings():
-                yield dict(row)
+                if row["previous"] != previous or _hash(dict(row)) != row["hash"]:
+                    raise _changed(f"row {row['number']} does not fit the one before it")
+                previous, last, count = row["hash"], row["number"], count + 1
+            given = connection.execute(sa.text("SELECT seq FROM sqlite_sequence WHERE name = 'audit'")).scalar() or 0
+        if last != given:
+            raise _changed(f"row {last + 1} and what follows, up to row {given}, is gone")
+        return count
+
+
+def _changed(how: str) -> ApplianceError:
+    return ApplianceError(
+        f"The audit record was changed: {how}.",
+        "Compare it with the last good backup, and find out who could write the database.",
+    )
 
 
 def unix_name() -> str:

@@ -35,6 +35,7 @@ class Database:
             f"sqlite+pysqlite:///{path}",
             module=pysqlite3.dbapi2,
             connect_args={"timeout": 30, "check_same_thread": False},
+            hide_parameters=True,  # they are what pupils wrote, and an error's text ends up in a log
         )
         sa.event.listen(self.engine, "connect", _on_connect)
         sa.event.listen(self.engine, "begin", _on_begin)
@@ -94,6 +95,26 @@ class Database:
             if connection.exec_driver_sql("PRAGMA quick_check").scalar() != "ok":
                 raise _damaged(self.path)
 
+    def fold_log(self, *, patience: float = 2.0) -> bool:
+        """Put the write-ahead log into the file and empty it, so that no page is left as it was before.
+
+        False where somebody else still reads or writes after so many seconds; then old pages stay in the log for now.
+        """
+        try:
+            connection = self.engine.raw_connection()
+            try:
+                cursor = connection.cursor()
+                before = cursor.execute("PRAGMA busy_timeout").fetchone()[0]
+                cursor.execute(f"PRAGMA busy_timeout={int(patience * 1000)}")
+                busy, _pages, _folded = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                cursor.execute(f"PRAGMA busy_timeout={int(before)}")
+                cursor.close()
+            finally:
+                connection.close()
+        except (sa.exc.DatabaseError, self.engine.dialect.loaded_dbapi.DatabaseError):
+            return False
+        return not busy
+
     def close(self) -> None:
         self.engine.dispose()
 
@@ -105,6 +126,8 @@ def _on_connect(connection: Any, _record: Any) -> None:
     # An acknowledged message survives a power cut; it costs one fsync a transaction.
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
+    # On every connection, not only where somebody withdraws: what an earlier one moved or unlinked would stay readable.
+    cursor.execute("PRAGMA secure_delete=ON")
     cursor.execute("PRAGMA trusted_schema=OFF")
     cursor.close()
 

@@ -6,6 +6,7 @@ mean.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -19,23 +20,36 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
+def write_atomically(path: Path, data: bytes | str, *, private: bool = True) -> None:
     """Replace a file so that a reader, or a power cut, sees the old one or the new one and nothing between.
 
-    Makes the folder where there is none. Raises ApplianceError (StorageFull where the disk is full); then nothing changed.
+    Makes the folders that are missing. private: for the owner alone, as everything in the appliance's folder; else a file that
+    somebody asked for, with the modes that their session gives. Raises ApplianceError (StorageFull where the disk is full);
+    then nothing changed.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as handle:
+        make_folder(path.parent, private=private)
+        with open(aside, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if private else 0o666)) as handle:
+            if private:
+                os.fchmod(handle.fileno(), 0o600)  # a killed process may have left the file with another mode
             handle.write(data.encode() if isinstance(data, str) else data)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(aside, path)
         sync(path.parent)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise from_os_error(error, f"writing {path.name}") from None
+
+
+def make_folder(path: Path, *, private: bool = True) -> None:
+    """Make a folder and those above it; of the new ones, each for the owner alone where it is private. Raises OSError."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
+    path.mkdir(exist_ok=True)  # raises where something else bears the name
 
 
 def sync(path: Path) -> None:

@@ -263,7 +263,8 @@ def held(path: Path) -> bool:
     try:
         with path.open("a") as handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Shared: two who only look must not take each other for the one who works.
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
     except OSError:  # the folder is not there: nothing has ever run
@@ -332,15 +333,26 @@ async def _do(jobs: Jobs, job: Job, handler: Handler, also: Tell = lambda _progr
     task = asyncio.ensure_future(handler(job, tell))
     try:
         await _watch(jobs, job.id, task, latest)
+    except asyncio.CancelledError:  # this process is told to stop, not the job
+        over = task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        with contextlib.suppress(ApplianceError):  # what cannot be written now counts as broken off; the process stops
+            if over or not (task.cancelled() or task.exception()):
+                _ended(jobs, job, task)
+            else:
+                jobs.put_back(job.id)
+                jobs.note(job.id, "stopped with its process; it goes on when the queue is worked again")
+        raise
+    return _ended(jobs, job, task)
+
+
+def _ended(jobs: Jobs, job: Job, task: asyncio.Future[dict[str, Any]]) -> float | None:
+    """Write down how a job came to its end; the seconds to leave it alone where it is not the time for it yet."""
+    try:
         jobs.finish(job.id, task.result())
         jobs.note(job.id, "done")
-    except asyncio.CancelledError:
-        if not task.done():  # this process is told to stop, not the job
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            jobs.put_back(job.id)
-            jobs.note(job.id, "stopped with its process; it goes on when the queue is worked again")
-            raise
+    except asyncio.CancelledError:  # the job's own: somebody asked for it
         jobs.cancelled(job.id)
         jobs.note(job.id, "cancelled")
     except Busy as error:

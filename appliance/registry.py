@@ -85,31 +85,46 @@ class Registry:
                 continue
         return sorted(found, key=lambda manifest: (manifest.created, manifest.id))
 
+    def ids(self) -> Sequence[str]:
+        """The id of every model's folder, and of all that something is to be served by, whether it can be read or not."""
+        found = {path.name for path in self.root.glob("[!.]*") if path.is_dir() and _ID.fullmatch(path.name)}
+        return sorted(found | set(self._names().values()))
+
+    def id_of(self, name: str) -> str:
+        """What an alias, a task or an id stands for; an unknown name stands for itself. No manifest is read."""
+        if name in (*ALIASES, "default"):
+            return self.aliases().get("champion" if name == "default" else name, name)
+        return self._names().get(name, name)
+
+    def _names(self) -> dict[str, str]:
+        """Alias and task to id; an id is found whatever happened to the list of what serves."""
+        try:
+            return self.aliases() | self.tasks()
+        except ModelUnavailable:
+            return self.tasks()
+
     def get(self, name: str) -> Manifest:
         """The manifest for an id or an alias (`champion`, `previous`, `default`). Raises NotFound or BadInput."""
-        by_alias = name in (*ALIASES, "default")
-        try:
-            aliases = self.aliases()
-        except ModelUnavailable:
-            if by_alias:
-                raise
-            aliases = {}  # an id is found whatever happened to the list of what serves
-        aliases |= self.tasks()
-        wanted = aliases.get("champion" if name == "default" else name, name)
+        wanted = self.id_of(name)
         path = self.root / wanted / "manifest.json"
         if not _ID.fullmatch(wanted) or not path.is_file():
-            raise NotFound(f"There is no model called {name!r}.", "See `appliance models list`.")
+            raise NotFound(f"There is no model called {name!r}, or it lost its manifest.", "See `appliance models list`.")
         try:
             raw = json.loads(path.read_text("utf-8"))
             raw["files"] = {name: FileFact(**fact) for name, fact in raw["files"].items()}
             raw["parents"] = tuple(raw["parents"])
-            own = tuple(sorted(alias for alias, target in aliases.items() if target == wanted))
-            return Manifest(**raw, aliases=own)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            manifest = Manifest(**raw, aliases=self._served_as(wanted))
+            if manifest.id != wanted:
+                raise ValueError(f"it is that of {manifest.id!r}")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadInput(
                 f"The manifest of the model {wanted!r} is damaged: {error}.",
-                "Remove the model, then import or tune it again.",
+                "Serve another model (`appliance models rollback` or `promote ID`), remove this one, import or tune it again.",
             ) from None
+        return manifest
+
+    def _served_as(self, id: str) -> tuple[str, ...]:
+        return tuple(sorted(alias for alias, target in self._names().items() if target == id))
 
     def folder(self, name: str) -> Path:
         return self.root / self.get(name).id
@@ -120,11 +135,11 @@ class Registry:
         return {alias: str(raw[alias]) for alias in ALIASES if raw.get(alias)}
 
     def champion(self) -> Manifest | None:
-        """The model that serves, or None where none was promoted."""
+        """The model that serves, or None where none was promoted. Raises BadInput or NotFound where its manifest is lost."""
         return self.get("champion") if "champion" in self.aliases() else None
 
     def damaged(self) -> str | None:
-        """The alarm: the id of the champion that was found damaged and stepped back from; None once another was promoted."""
+        """The alarm: the id of the model that was found damaged and no longer serves; None once somebody chose what does."""
         raw = self._active()
         return str(raw["damaged"]) if raw.get("damaged") else None
 
@@ -150,13 +165,15 @@ class Registry:
             return {}  # the champion answers where a choice is lost
         return {str(task): str(id) for task, id in raw.items()} if isinstance(raw, dict) else {}
 
-    def for_task(self, task: str, subject: str = "") -> Manifest | None:
-        """The model chosen for a task and subject, else for the task, else the champion; None where nothing was promoted."""
-        chosen = self.tasks()
-        for name in (f"{task}/{subject.casefold()}", task):
-            if name in chosen:
-                return self.get(chosen[name])
-        return self.champion()
+    def for_task(self, task: str, subject: str = "") -> Sequence[str]:
+        """The ids of what answers: the model chosen for a task and subject, else for the task; then what stands in for it.
+
+        That is the champion, then the model before it. Empty where nothing was promoted.
+        """
+        chosen, aliases = self.tasks(), self.aliases()
+        first = chosen.get(f"{task}/{subject.casefold()}") or chosen.get(task)
+        ids = (first, aliases.get("champion"), aliases.get("previous"))
+        return [*dict.fromkeys(id for id in ids if id)]
 
     def verify(self, name: str) -> Manifest:
         """Compare every file with its recorded sha256. Raises ModelUnavailable naming the first that differs.
@@ -202,15 +219,10 @@ class Registry:
     ) -> Manifest:
         """Take over a finished folder: hash its files, write the manifest last, move it into place in one rename.
 
-        The same id with the same files again is a no-op. Raises Conflict where the id stands for something else.
+        The same id with the same files again is a no-op, or mends what is damaged. Raises Conflict where the id stands for
+        something else.
         """
-        if not _ID.fullmatch(id):
-            raise BadInput(
-                f"{id!r} cannot be the name of a model.",
-                "Use small letters, digits, dots and dashes, 64 at most, starting with a letter or a digit.",
-            )
-        if id in (*ALIASES, "default", "quotes"):
-            raise BadInput(f"{id!r} is a reserved name.", "Choose another name.")
+        check_id(id)
         try:
             files = {name: FileFact(sha256_of(folder / name), (folder / name).stat().st_size) for name in _files(folder)}
             manifest = Manifest(
@@ -222,52 +234,96 @@ class Registry:
         except OSError as error:
             raise from_os_error(error, f"adding the model {id}") from error
 
+    def _there(self, manifest: Manifest) -> Manifest | None:
+        """The same model where it is here and whole. Raises Conflict where its id stands for something else."""
+        target = self.root / manifest.id
+        try:
+            known = self.get(manifest.id) if (target / "manifest.json").is_file() else None
+        except BadInput:
+            if self._served_as(manifest.id):
+                raise  # nobody knows what it was, and whatever takes its place would serve unjudged
+            return None
+        if known is None:
+            return None  # nothing is there, or it lost its manifest
+        if known.files != manifest.files:
+            raise Conflict(
+                f"There is another model called {manifest.id!r} already.",
+                f"Choose another name, or remove it first: `appliance models remove {manifest.id}`.",
+            )
+        try:
+            return self.verify(manifest.id)
+        except ModelUnavailable:
+            return None  # damaged since; the same files are at hand
+
     def _move_in(self, folder: Path, manifest: Manifest) -> Manifest:
         target = self.root / manifest.id
-        if target.exists():
-            known = self.get(manifest.id) if (target / "manifest.json").is_file() else None
-            if known is not None and known.files == manifest.files:
-                shutil.rmtree(folder)
-                return known
-            if known is not None:
-                raise Conflict(
-                    f"There is another model called {manifest.id!r} already.",
-                    f"Choose another name, or remove it first: `appliance models remove {manifest.id}`.",
-                )
-            shutil.rmtree(target)  # an unfinished copy: it never had a manifest
+        known = self._there(manifest)
+        if known is not None:
+            shutil.rmtree(folder)
+            return known
         for name in manifest.files:
             sync(folder / name)
         record = asdict(manifest)
         record.pop("aliases")
         write_atomically(folder / "manifest.json", json.dumps(record, indent=1, ensure_ascii=False))
         try:
-            os.rename(folder, target)
+            self._put(folder, target)
         except OSError:  # another file system: copy beside the target, then the same rename
             aside = self.root / f".{manifest.id}.incoming"
             shutil.rmtree(aside, ignore_errors=True)
             shutil.copytree(folder, aside)
             for name in (*manifest.files, "manifest.json"):
                 sync(aside / name)
-            os.rename(aside, target)
+            self._put(aside, target)
             shutil.rmtree(folder)
+        return manifest
+
+    def _put(self, folder: Path, target: Path) -> None:
+        """Into its place in one rename, in place of what is damaged there."""
+        doomed = self._take_out(target.name) if target.exists() else None
+        try:
+            os.rename(folder, target)
+        except OSError:
+            if doomed is not None:
+                os.rename(doomed, target)
+            raise
         sync(self.root)
+        if doomed is not None:
+            shutil.rmtree(doomed)
+
+    def _take_out(self, id: str) -> Path:
+        doomed = self.root / f".{id}.removed"
+        shutil.rmtree(doomed, ignore_errors=True)  # left by a kill in the middle of an earlier removal
+        os.rename(self.root / id, doomed)
+        return doomed
+
+    def _verify_all(self, name: str) -> Manifest:
+        """A model and the base that it needs, both compared with what was registered."""
+        manifest = self.verify(name)
+        if manifest.base is not None:
+            self.verify(manifest.base)
         return manifest
 
     def promote(self, name: str) -> Manifest:
         """Make a model the champion, the old champion `previous`; atomic. Raises where its files do not verify."""
-        manifest = self.verify(name)
-        if manifest.base is not None:
-            self.verify(manifest.base)
+        self._verify_all(name)  # the long reading, while nobody waits for the lock
         with self._lock():
+            manifest = self._verify_all(name)  # quick, and nobody can remove it between this look and the writing
             try:
                 aliases = self.aliases()
             except ModelUnavailable:
                 aliases = {}
-            serves = aliases.get("champion") == manifest.id
+            before = aliases.get("previous" if aliases.get("champion") == manifest.id else "champion")
             # An alarm about a damaged model ends here: somebody has chosen what serves.
-            active = {"champion": manifest.id, "previous": aliases.get("previous" if serves else "champion")}
+            active = {"champion": manifest.id, "previous": before if before and self._readable(before) else None}
             write_atomically(self.root / "active.json", json.dumps(active))
         return self.get(manifest.id)
+
+    def _readable(self, id: str) -> bool:
+        try:
+            return self.get(id).id == id
+        except ApplianceError:
+            return False
 
     def step_back(self) -> Manifest | None:
         """Where the champion's files are damaged and the previous model's are not, have that one serve and remember the alarm.
@@ -283,11 +339,26 @@ class Registry:
             write_atomically(self.root / "active.json", json.dumps(active))
         return self.get(previous)
 
+    def give_up(self, id: str) -> Sequence[str]:
+        """Where a model that tasks were given to is damaged, have the champion answer for them and remember the alarm.
+
+        The tasks that it had; none where nothing was changed: the model is whole, or has no task.
+        """
+        with self._lock():
+            tasks, active = self.tasks(), self._active()
+            lost = sorted(task for task, chosen in tasks.items() if chosen == id)
+            if not lost or active.get("champion") in (None, id) or self._whole(id):
+                return []
+            if not active.get("damaged"):  # the first alarm stays: it is about what serves everybody
+                active |= {"damaged": id, "lost": lost}
+                write_atomically(self.root / "active.json", json.dumps(active, ensure_ascii=False))
+            kept = {task: chosen for task, chosen in tasks.items() if chosen != id}
+            write_atomically(self.root / "tasks.json", json.dumps(kept, ensure_ascii=False, indent=1))
+        return lost
+
     def _whole(self, name: str) -> bool:
         try:
-            manifest = self.verify(name)
-            if manifest.base is not None:
-                self.verify(manifest.base)
+            self._verify_all(name)
         except ApplianceError:
             return False
         return True
@@ -300,14 +371,27 @@ class Registry:
         task = task.casefold()
         if not _TASK.fullmatch(task):
             raise BadInput(f"{task!r} is not the name of a task.", "Write it like teacher_responder/history.")
-        manifest = None if name is None else self.verify(name)
+        if name is not None:
+            self._verify_all(name)  # as in `promote`: the long reading first
         with self._lock():
+            manifest = None if name is None else self._verify_all(name)
             tasks = self.tasks()
             tasks.pop(task, None)
             if manifest is not None:
                 tasks[task] = manifest.id
             write_atomically(self.root / "tasks.json", json.dumps(tasks, ensure_ascii=False, indent=1))
+            self._chosen_again(task)
         return manifest
+
+    def _chosen_again(self, task: str) -> None:
+        """End the alarm about a task's damaged model once somebody chose for every task that it had."""
+        active = self._active()
+        if task not in active.get("lost", ()):
+            return
+        lost = [other for other in active["lost"] if other != task]
+        kept = {key: value for key, value in active.items() if key not in ("damaged", "lost")}
+        active = active | {"lost": lost} if lost else kept
+        write_atomically(self.root / "active.json", json.dumps(active, ensure_ascii=False))
 
     def rollback(self) -> Manifest:
         """Promote `previous`. Raises NotFound where there is none."""
@@ -326,21 +410,23 @@ class Registry:
         return self.get(manifest.id)
 
     def remove(self, name: str) -> None:
-        """Delete a model. Raises Conflict while it serves, could be rolled back to, or another model is built on it."""
+        """Delete a model, also one whose manifest is damaged.
+
+        Raises Conflict while it serves, could be rolled back to, or another model is built on it.
+        """
         with self._lock():
-            manifest = self.get(name)
-            if manifest.aliases:
+            id = self.id_of(name)
+            if not _ID.fullmatch(id) or not (self.root / id).is_dir():
+                raise NotFound(f"There is no model called {name!r}.", "See `appliance models list`.")
+            aliases = self._served_as(id)
+            if aliases:
                 raise Conflict(
-                    f"The model {manifest.id!r} serves as {' and as '.join(manifest.aliases)}.",
-                    "Promote or choose another model for that first.",
+                    f"The model {id!r} serves as {' and as '.join(aliases)}.", "Promote or choose another model for that first."
                 )
-            users = [other.id for other in self.list() if manifest.id in (other.base, *other.parents)]
+            users = [other.id for other in self.list() if id in (other.base, *other.parents)]
             if users:
-                raise Conflict(f"The model {manifest.id!r} is needed by {', '.join(users)}.", "Remove those first.")
-            doomed = self.root / f".{manifest.id}.removed"
-            shutil.rmtree(doomed, ignore_errors=True)  # left by a kill in the middle of an earlier removal
-            os.rename(self.root / manifest.id, doomed)
-            shutil.rmtree(doomed)
+                raise Conflict(f"The model {id!r} is needed by {', '.join(users)}.", "Remove those first.")
+            shutil.rmtree(self._take_out(id))
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -348,6 +434,17 @@ class Registry:
         with open(self.root / ".lock", "w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def check_id(id: str) -> None:
+    """Raise BadInput where a model cannot be called so."""
+    if not _ID.fullmatch(id):
+        raise BadInput(
+            f"{id!r} cannot be the name of a model.",
+            "Use small letters, digits, dots and dashes, 64 at most, starting with a letter or a digit.",
+        )
+    if id in (*ALIASES, "default", "quotes"):
+        raise BadInput(f"{id!r} is a reserved name.", "Choose another name.")
 
 
 def _files(folder: Path) -> list[str]:

@@ -214,7 +214,7 @@ dataset_rows = Table(
     Column("dataset", String, primary_key=True),  # the card's digest
     Column("example", String, primary_key=True, index=True),
     Column("author", String, nullable=False, default="", index=True),
-    Column("part", String, nullable=False),  # train, held_out
+    Column("part", String, nullable=False),  # train, held_out, preference
 )
 
 # --- long work and the record of it ----------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from appliance.engine.handler import Message
 from appliance.settings import Settings
-from appliance.tuning.examples import read_examples
+from appliance.tuning.examples import Example, read_examples
 from appliance.tuning.near import Judged
 from appliance.tuning.sets import Sets
 
@@ -172,6 +173,23 @@ def test_nothing_resembles_what_the_project_trains_on() -> None:
     firsts = {re.sub(r"\W+", " ", example.messages[0].content.casefold()).strip() for example in trained}
     ours = [item.messages[0].content for item in Sets.load(CONTENT).examples()]
     assert not [text for text in ours if re.sub(r"\W+", " ", text.casefold()).strip() in firsts]
+
+
+@pytest.mark.parametrize("name", ["knowledge", "hints", "grounded", "safety", "reading"])
+def test_every_question_is_known_again_however_short_and_wherever_it_is_asked(name: str) -> None:
+    judged = Judged(Sets.load(CONTENT).examples())
+    reply = Message("assistant", "Look at it once more, and tell me what you notice about it first of all.")
+    for row in rows(name):
+        alone = Example("alone", (Message("user", row["question"].lower()), reply))
+        later = Message("user", f"Hi! {row['question']} Thank you.")
+        talk = Example("later", (Message("user", "Hello"), Message("assistant", "Hello, how can I help?"), later, reply))
+        assert judged.resembled(alone) and judged.resembled(talk), row["id"]
+
+
+def test_every_general_text_and_passage_is_known_again_as_a_reply() -> None:
+    judged = Judged(Sets.load(CONTENT).examples())
+    for text in [row["text"] for row in rows("general")] + [row["passage"] for row in rows("grounded")]:
+        assert judged.resembled(Example("x", (Message("user", "Go on"), Message("assistant", f"Gladly. {text}"))))
 
 
 def test_nothing_resembles_the_collections_that_schools_are_shown() -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from appliance import errors, network, settings, tables
+from appliance import errors, files, network, settings, tables
 from appliance.db import Database
 from appliance.errors import ApplianceError, BadInput, Busy, Conflict, StorageFull
 
@@ -89,6 +90,49 @@ def test_sqlite_is_new_enough_for_two_writers() -> None:
     import pysqlite3
 
     assert tuple(map(int, pysqlite3.sqlite_version.split("."))) >= (3, 51, 3)
+
+
+def test_an_error_of_the_database_holds_no_word_of_what_was_to_be_written(database: Database) -> None:
+    row = {"id": "1", "name": "Wilhelmina Quorn", "created": 0}
+    with pytest.raises(sa.exc.IntegrityError) as caught, database.begin() as connection:
+        connection.execute(sa.insert(tables.collections).values(**row))
+        connection.execute(sa.insert(tables.collections).values(**row))
+    assert "Quorn" not in str(caught.value)
+
+
+def test_the_log_is_folded_into_the_file_and_says_where_a_reader_holds_it_up(database: Database) -> None:
+    def write(id: str) -> None:
+        with database.begin() as connection:
+            connection.execute(sa.insert(tables.collections).values(id=id, name=id, created=0))
+
+    log = database.path.with_name(database.path.name + "-wal")
+    write("1")
+    with database.read() as reader:
+        reader.execute(sa.select(tables.collections)).all()
+        write("2")
+        assert not database.fold_log(patience=0.05) and log.stat().st_size
+    assert database.fold_log() and not log.stat().st_size
+    with database.begin() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
+
+
+def test_what_is_kept_is_for_its_owner_alone_and_what_was_asked_for_is_not(tmp_path: Path) -> None:
+    def modes(path: Path) -> list[int]:
+        return [stat.S_IMODE(one.stat().st_mode) for one in (path, path.parent, path.parent.parent)]
+
+    before = os.umask(0o022)
+    try:
+        kept, asked = tmp_path / "a" / "b" / "kept", tmp_path / "c" / "d" / "asked"
+        files.write_atomically(kept, "words")
+        files.write_atomically(asked, "words", private=False)
+        assert modes(kept) == [0o600, 0o700, 0o700] and modes(asked) == [0o644, 0o755, 0o755]
+        kept.chmod(0o644)
+        files.write_atomically(kept, "more")
+        assert modes(kept)[0] == 0o600 and kept.read_text() == "more"
+        with pytest.raises(ApplianceError, match="writing x"):
+            files.write_atomically(kept / "x", "a file is no folder")
+    finally:
+        os.umask(before)
 
 
 def test_a_damaged_database_is_found(database: Database) -> None:

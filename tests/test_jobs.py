@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -127,6 +129,61 @@ async def test_a_worker_that_is_told_to_stop_puts_its_job_back(queue: Jobs) -> N
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
         assert queue.get(job.id).state == "queued" and queue.get(job.id).attempts == 0
+
+
+async def test_a_job_that_ends_as_its_worker_is_told_to_stop_is_done_and_the_worker_stops(
+    queue: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, ended = threading.Event(), threading.Event()
+    real = queue.asked_to_stop
+
+    def slow_look(id: str) -> bool:  # the stop comes while this thread looks, and the job ends meanwhile
+        asked.set()
+        assert ended.wait(10)
+        return real(id)
+
+    async def brief(_job: Job, _tell: Tell) -> dict[str, Any]:
+        while not asked.is_set():
+            await asyncio.sleep(0.01)
+        return {"sum": 3}
+
+    monkeypatch.setattr(queue, "asked_to_stop", slow_look)
+    job = queue.enqueue("brief", {})
+    working = asyncio.create_task(work(queue, {"brief": brief}, pause=0.05))
+    await until(asked.is_set)
+    await asyncio.sleep(0.1)
+    working.cancel()
+    _, left = await asyncio.wait({working}, timeout=5)
+    ended.set()
+    assert not left and working.cancelled(), "it stops when it is told to"
+    done = queue.get(job.id)
+    assert (done.state, done.result) == ("done", {"sum": 3})
+
+
+async def test_a_job_that_will_not_be_cut_short_is_done_when_the_worker_stops(queue: Jobs) -> None:
+    async def stubborn(_job: Job, tell: Tell) -> dict[str, Any]:
+        tell({"stage": "at it"})
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return {"last": "words"}
+        return {}
+
+    job = queue.enqueue("stubborn", {})
+    working = asyncio.create_task(work(queue, {"stubborn": stubborn}, pause=0.05))
+    await until(lambda: queue.log(job.id).is_file() and "at it" in queue.log(job.id).read_text())
+    working.cancel()
+    await asyncio.wait({working}, timeout=5)
+    assert working.cancelled() and queue.get(job.id).result == {"last": "words"}
+
+
+def test_who_only_looks_is_not_taken_for_one_who_works(tmp_path: Path) -> None:
+    path = tmp_path / "lane.lock"
+    with path.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # another process looks at the same moment
+        assert not held(path)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert held(path)
 
 
 async def test_faults_are_kept_as_what_they_were_and_the_worker_goes_on(queue: Jobs) -> None:

@@ -85,14 +85,21 @@ async def import_(out: Output, file: Path, licence: str, author: str, trust_revi
     """Take over the examples of FILE into the store, all or none; rows that are there already are left alone."""
     from appliance.app import Appliance
     from appliance.audit import unix_name
+    from appliance.redact import read_roster
     from appliance.tuning.store import ExampleStore
 
     appliance = Appliance.open(out.settings)
     try:
-        if pupils is not None:
-            out.say(_replace_roster(appliance, pupils)[1])
         store = ExampleStore(appliance.database)
-        done = store.import_rows(file, licence=licence, author=author, trust_review=trust_review, reviewer=unix_name())
+        names = read_roster(pupils) if pupils is not None else None
+        done = store.import_rows(
+            file, licence=licence, author=author, trust_review=trust_review, reviewer=unix_name(), pupils=names
+        )
+        if names is not None:
+            out.say(_taken_out(len(names)))
+        if done.emptied:
+            out.note(f"{len(done.emptied)} rows that were here are of somebody who has withdrawn, and are erased.")
+        waiting_for_run = bool(done.emptied) and _erase(out, appliance, store)[1]
         waiting = len(store.pending())
         bare = sum(not row.licence and row.consent is None and row.reviewed != "rejected" for row in store.list())
     finally:
@@ -106,7 +113,7 @@ async def import_(out: Output, file: Path, licence: str, author: str, trust_revi
             f"{bare} rows state neither consent nor a licence and cannot be used: import their file again with --licence NAME."
         )
     out.result(done)
-    return 0
+    return 75 if waiting_for_run else 0
 
 
 @examples.command()
@@ -132,7 +139,11 @@ def _replace_roster(appliance: Appliance, file: Path) -> tuple[int, str]:
 
     pupils = read_roster(file)
     Roster(appliance.database).replace(pupils, actor=unix_name())
-    return len(pupils), f"{len(pupils)} pupils' names will be taken out of every text that a model is tuned on."
+    return len(pupils), _taken_out(len(pupils))
+
+
+def _taken_out(pupils: int) -> str:
+    return f"{pupils} pupils' names will be taken out of every text that a model is tuned on."
 
 
 @examples.command()
@@ -144,6 +155,7 @@ async def withdraw(out: Output, person: str, mentions: bool, yes: bool) -> int:
     """Erase the examples of PERSON (an author, or a pupil's id or full name), and say which models had them."""
     from appliance.app import Appliance
     from appliance.audit import unix_name
+    from appliance.tuning.blind import forget
     from appliance.tuning.store import ExampleStore
 
     appliance = Appliance.open(out.settings)
@@ -155,8 +167,10 @@ async def withdraw(out: Output, person: str, mentions: bool, yes: bool) -> int:
             click.confirm(
                 "Erase them?" if trace.rows or trace.mentions else "Withdraw this name all the same?", abort=True, err=True
             )
+        # While their words can still be read: a comparison may have asked them under another id.
+        forget(out.settings, (), store.asked((*trace.rows, *(trace.mentions if mentions else ()))))
         ids = store.withdraw(person, by=unix_name(), mentions=mentions)
-        runs, waiting = _erase(out, store)
+        runs, waiting = _erase(out, appliance, store)
         models = store.models_with({*ids, *trace.earlier}, appliance.registry)
     finally:
         await appliance.close()
@@ -184,24 +198,33 @@ def _announce(out: Output, trace: Trace, mentions: bool) -> None:
         out.say(f"{len(trace.mentions)} rows of others hold the full name. {what}")
 
 
-def _erase(out: Output, store: ExampleStore) -> tuple[tuple[str, ...], bool]:
-    """Take all withdrawn rows out of runs and of what models are judged by; true where a run under way must end first."""
+def _erase(out: Output, appliance: Appliance, store: ExampleStore) -> tuple[tuple[str, ...], bool]:
+    """Take all withdrawn rows out of what was made of them; the runs, and whether the same command is needed once more."""
     from appliance.errors import UnderWay
-    from appliance.tuning.erasing import erase_from_reports, erase_from_runs
+    from appliance.tuning.blind import forget
+    from appliance.tuning.erasing import erase_from_jobs, erase_from_reports, erase_from_runs
     from appliance.tuning.run_folder import only_run
     from appliance.tuning.standing import Standing
 
-    gone = store.withdrawn()
+    gone, who = store.withdrawn(), store.gone()
+    runs: tuple[str, ...] = ()
+    waiting = False
+    forget(out.settings, gone, ())
     try:
         with only_run(out.settings.run / "tune.lock"):
             Standing(out.settings.standing).forget(gone)
-            erase_from_reports([out.settings.runs, out.settings.reports, out.settings.models], gone)
-            return erase_from_runs(out.settings.runs, gone), False
+            erase_from_reports([out.settings.runs, out.settings.reports, out.settings.models], gone, who)
+            erase_from_jobs(appliance.database, gone, who)
+            runs = erase_from_runs(out.settings.runs, gone)
     except UnderWay:
+        waiting = True
         out.note(
             "A tuning run is under way and may hold these rows: cancel it, then run the same command again to erase them there."
         )
-        return (), True
+    if not appliance.database.fold_log():
+        waiting = True
+        out.note("Somebody is reading the database, whose log still holds the old texts: run the same command again.")
+    return runs, waiting
 
 
 def _show_models(out: Output, models: Sequence[Exposed]) -> None:
@@ -232,7 +255,7 @@ async def stats(out: Output, file: Path | None, svg: Path | None) -> int:
         out.say()
         _bars(out, title, rows, counts["examples"])
     if svg:
-        write_atomically(svg, picture(counts))
+        write_atomically(svg, picture(counts), private=False)
         out.say(f"\nDrawn into {svg}.")
     out.result({**counts, "svg": svg})
     return 0

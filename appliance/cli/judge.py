@@ -59,7 +59,7 @@ async def evaluate(out: Output, name: str, against: str | None, html: Path | Non
     for reason in report.regressions:
         out.say(f"  {reason}")
     if html is not None:
-        write_atomically(html, found.html.read_bytes())
+        write_atomically(html, found.html.read_bytes(), private=False)
     out.say(f"The report: {html or found.html}")
     out.result({"id": report.candidate, "report": report.to_json(), "json": found.json, "html": html or found.html})
     return 0 if report.passed else 4

@@ -11,7 +11,7 @@ import click
 
 from appliance.cli import judge
 from appliance.cli.output import Output, command, plain, size
-from appliance.errors import ModelUnavailable
+from appliance.errors import BadInput, ModelUnavailable, NotFound
 from appliance.registry import Manifest, Registry
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ async def list_models(out: Output, fit: bool) -> int:
 
 def alarm(damaged: str) -> str:
     return (
-        f"ALARM: the files of {damaged} were damaged, so the model before it serves now. "
+        f"ALARM: the files of {damaged} were damaged, so another model answers in its place. "
         "Check the disk, tune or import it again, and promote what shall serve."
     )
 
@@ -188,10 +188,13 @@ async def verify(out: Output, name: str | None) -> int:
     sound: list[str] = []
     faults: dict[str, str] = {}
     try:
-        for each in [name] if name else [manifest.id for manifest in appliance.registry.list()]:
+        ids = appliance.registry.ids()
+        if name and appliance.registry.id_of(name) not in ids:
+            appliance.registry.get(name)  # raises, with the words for it
+        for each in [appliance.registry.id_of(name)] if name else ids:
             try:
                 appliance.registry.verify(each)
-            except ModelUnavailable as error:
+            except (ModelUnavailable, BadInput, NotFound) as error:
                 faults[each] = error.message
                 out.say(error.message)
             else:
@@ -243,8 +246,9 @@ async def rollback(out: Output) -> int:
 @click.argument("task")
 @click.argument("name", metavar="ID", required=False)
 @click.option("--champion", is_flag=True, help="Take the choice back: what serves in general answers for this task as well.")
+@click.option("--accept", default="", metavar="REASON", help="Choose it although the gate refused it; the record keeps why.")
 @command
-async def choose(out: Output, task: str, name: str | None, champion: bool) -> int:
+async def choose(out: Output, task: str, name: str | None, champion: bool, accept: str) -> int:
     """Have the model ID answer for TASK: `teacher_responder`, or for one subject `teacher_responder/history`."""
     if (name is None) != champion:
         raise click.UsageError("Give a model's id, or --champion.")
@@ -252,7 +256,7 @@ async def choose(out: Output, task: str, name: str | None, champion: bool) -> in
 
     appliance = Appliance.open(out.settings)
     try:
-        chosen = appliance.choose(task, name)
+        chosen = appliance.choose(task, name, accept=accept)
     finally:
         await appliance.close()
     out.say(f"{chosen.id} answers for {task}." if chosen else f"What serves in general answers for {task}.")

@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import functools
 import json as jsonlib
+import math
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -56,7 +57,7 @@ class Output:
         """The JSON document, under --json only."""
         self._end_line()
         if self.json:
-            click.echo(jsonlib.dumps(plain(document), ensure_ascii=False, indent=1))
+            click.echo(jsonlib.dumps(plain(document), ensure_ascii=False, indent=1, allow_nan=False))
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         cells = [[str(cell) for cell in row] for row in rows]
@@ -71,13 +72,15 @@ class Output:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, paths and tuples as JSON can hold them."""
+    """Dataclasses, paths, tuples and figures as JSON can hold them; a figure that is no finite number is null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, Path) else value
 
 

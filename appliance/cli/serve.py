@@ -37,7 +37,7 @@ async def serve(out: Output, host: str | None, port: int | None) -> int:
         appliance = Appliance.open(settings)
         await asyncio.to_thread(appliance.ensure_starter)
         code = await asyncio.to_thread(appliance.accounts.ensure_setup_code)
-        champion = appliance.registry.champion()
+        champion = appliance.champion()
         await appliance.close()
         base = [sys.executable, "-m", "appliance", "--home", str(settings.home)]
         commands = {

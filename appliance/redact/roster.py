@@ -112,6 +112,17 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
         raise BadInput(f"{path.name}, line {reader.line_num}: {error}.", "Correct the quotation marks in this line.") from None
 
 
+def exchange(connection: sa.Connection, pupils: Sequence[Pupil]) -> None:
+    """Exchange the whole roster within a transaction of the caller's, who also records it."""
+    rows = [
+        {"pupil": pupil.id, "first_name": pupil.first, "last_name": pupil.last, "class_name": pupil.class_name}
+        for pupil in pupils
+    ]
+    connection.execute(roster.delete())
+    if rows:
+        connection.execute(roster.insert(), rows)
+
+
 class Roster:
     """The pupils of this school, in its database."""
 
@@ -120,15 +131,9 @@ class Roster:
 
     def replace(self, pupils: Sequence[Pupil], *, actor: str = "") -> None:
         """Exchange the whole roster, in one step; the record says how many there were, not who."""
-        rows = [
-            {"pupil": pupil.id, "first_name": pupil.first, "last_name": pupil.last, "class_name": pupil.class_name}
-            for pupil in pupils
-        ]
         with self._database.begin() as connection:
-            connection.execute(roster.delete())
-            if rows:
-                connection.execute(roster.insert(), rows)
-        Audit(self._database).note("replace", "roster", {"pupils": len(rows)}, actor=actor)
+            exchange(connection, pupils)
+        Audit(self._database).note("replace", "roster", {"pupils": len(pupils)}, actor=actor)
 
     def pupils(self) -> list[Pupil]:
         with self._database.read() as connection:

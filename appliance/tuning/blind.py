@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from typing import Any, Literal
 from appliance import prompts
 from appliance.engine.handler import Handler, Message, Request
 from appliance.errors import BadInput, TooLarge, from_os_error
+from appliance.files import write_atomically
 from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
 from appliance.tuning.examples import read_examples
@@ -181,7 +182,7 @@ class Comparison:
             if key not in known:
                 said = [await _answer(handler, question, tokens) for handler in handlers]
                 known[key] = Pair(key, question.text, (said[0], said[1]))
-                self._append({"key": key, "question": question.text, "answers": said})
+                self._append({"key": key, "id": question.id, "question": question.text, "answers": said})
         on_item(len(asked), len(asked))
         return [known[self.key(question)] for question in asked]
 
@@ -252,6 +253,37 @@ def results(settings: Settings, id: str) -> list[Result]:
     rivals = [other for pair in names if id in pair for other in pair if other != id]
     found = [one for rival in rivals if (one := result(settings, rival, id)) is not None]
     return sorted(found, key=lambda one: -one.n)
+
+
+def forget(settings: Settings, ids: Collection[str], asked: Collection[str]) -> int:
+    """Drop the questions that are withdrawn rows, by id or by their words, with their answers and choices; how many.
+
+    The pages on which they stand beside each other go as well: the next `models compare` writes them anew.
+    """
+    wanted, words, count = frozenset(ids), {_flat(text) for text in asked}, 0
+    for path in sorted(settings.comparisons.glob("*+*.jsonl")):
+        rows = _read(path)
+        gone = {
+            row["key"]
+            for row in rows
+            if str(row.get("id")) in wanted or ("question" in row and _flat(row["question"]) in words)
+        }
+        if not gone:
+            continue
+        kept = [row for row in rows if row["key"] not in gone]
+        write_atomically(path, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in kept))
+        count += len(gone)
+        a, b = path.stem.split("+", 1)
+        try:
+            for page in (f"{a}-beside-{b}.html", f"{b}-beside-{a}.html"):
+                (settings.reports / page).unlink(missing_ok=True)
+        except OSError as error:
+            raise from_os_error(error, "erasing a page of answers") from None
+    return count
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def interval(wins: int, count: int) -> tuple[float, float, float]:

@@ -81,7 +81,8 @@ async def evaluate(
 
     sets, standing, triggers: left out, the new data alone decides, as for a first look. cache: a folder where what a model
     answered is remembered under its key in `keys` (registry id and digest of its files; "" remembers nothing), so that the
-    champion is not asked again every night. budget: seconds after which the sets are cut short, each in its share.
+    champion is not asked again every night. budget: seconds after which the sets are cut short, each in its share; one that is
+    left with too few items to judge by says nothing, and then the candidate does not pass.
     """
     started = time.monotonic()
     held = _told_apart(held_out[:MOST])
@@ -128,6 +129,7 @@ def _tasks(held: list[Example], sets: Sets | None, standing: Sequence[Example], 
         _Task("standing", stood, measures.loss("standing"), 3),
         _Task("fit", _pairs(stood), measures.fit("fit"), 2),
         _Task("matched", _pairs(held) if stood else [], measures.fit("matched", "last"), 2),
+        _Task("opened", _pairs(held) if stood else [], measures.fit("opened", "first"), 2),
         _Task("triggers", _triggered(triggers, stood or held), measures.triggered, 1),
     ]
     if sets is not None:
@@ -180,11 +182,11 @@ def _shown(held: list[Example]) -> list[Shown]:
 
 
 def _triggered(phrases: Sequence[str], talks: list[Example]) -> list[Triggered]:
-    chosen = drawn(talks, TRIGGER_TALKS)
+    """Every phrase before each talk in turn, so that where time is short none is tried in place of another."""
     return [
         Triggered(f"{number}:{example.id}", number, phrase, example)
+        for example in drawn(talks, TRIGGER_TALKS)
         for number, phrase in enumerate(phrases[:TRIGGERS])
-        for example in chosen
     ]
 
 
@@ -197,6 +199,7 @@ class _Asked:
         self._handlers, self._memories, self._tasks, self._budget = handlers, memories, tasks, budget
         self._rows: tuple[dict[str, dict[str, Row]], ...] = ({}, {})
         self.seconds: dict[str, float] = {}
+        self.cut: dict[str, int] = {}  # tasks that time cut short, and how many items they have
 
     def rows(self, which: int) -> dict[str, dict[str, Row]]:
         """Of the baseline (0) or the candidate (1): set -> item's id -> row. Both have the same items."""
@@ -212,6 +215,7 @@ class _Asked:
                 # A set that is cut short still has enough for an interval, and time that one set leaves is the next one's.
                 late = self._budget is not None and time.monotonic() - began > self._budget * spent / weights
                 if late and number > FEWEST:
+                    self.cut[task.name] = len(task.items)
                     break
                 await self._ask(task, item)
                 on_item(done + number, total)
@@ -288,9 +292,11 @@ def _results(asked: _Asked, triggers: Sequence[str], seed: int) -> dict[str, Set
             one = _set(asked, name, seed)
         if one is not None:
             found[name] = one
-    if "matched" in found:
-        found["matched"] = verdicts.matched(found["matched"], found.get("fit"))
-    return found
+    for name in ("matched", "opened"):
+        if name in found:
+            found[name] = verdicts.matched(found[name], found.get("fit"))
+    cut = {name: asked.cut.get(TASK_OF.get(name, name)) for name in found}
+    return {name: verdicts.cut_short(one, of) if (of := cut[name]) else one for name, one in found.items()}
 
 
 def _columns(asked: _Asked, before: str, after: str) -> tuple[list[Row], list[Row]]:
@@ -371,7 +377,13 @@ def _judge(results: dict[str, SetResult]) -> tuple[bool, list[str], list[str]]:
         reasons.append("The improvement is not certain: the interval reaches zero or above.")
     lost = [one for name, one in results.items() if name != "new" and one.role != "information" and one.verdict == "lost"]
     regressions = [verdicts.regression(one) for one in lost]
-    return gained and not lost, reasons + regressions, regressions
+    hurried = verdicts.hurried(results)
+    if hurried:
+        reasons.append(
+            f"There was too little time to judge by: {'; '.join(hurried)}. "
+            "Give judging more time (APPLIANCE_GATE_SECONDS; 0 sets no limit)."
+        )
+    return gained and not lost and not hurried, reasons + regressions, regressions
 
 
 # --- speed, samples and the table for people --------------------------------------------------------------------------

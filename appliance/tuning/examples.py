@@ -84,7 +84,7 @@ def convert(source: Path, target: Path, to: str) -> int:
             faults.append(Fault(file, line, "a field of this row is nested too deeply.", "Take the field out."))
     refuse(faults)
     text = "".join(f"{line}\n" for line in lines) if target.suffix == ".jsonl" else "[\n" + ",\n".join(lines) + "\n]\n"
-    write_atomically(target, text)
+    write_atomically(target, text, private=False)
     return len(lines)
 
 

@@ -11,9 +11,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from appliance.engine.handler import Message
+from appliance.errors import from_os_error
+from appliance.files import sha256_of
 from appliance.tuning.examples import Example, Fault, content_id
 
 CLASSROOM = ("rating", "correction", "consent", "reviewed", "user_role", "class", "created")
@@ -86,6 +89,15 @@ def read(example: Example, file: str, line: int) -> tuple[Incoming | None, list[
 def content_of(messages: Sequence[Message], correction: str | None, rating: str | None) -> str:
     """The digest of what makes a row this row: what was said, what should have been said, how it was judged."""
     return _digest([[[message.role, message.content] for message in messages], correction, rating])
+
+
+def digest_of(path: Path) -> str:
+    """What the audit record calls the imported file: a digest of its content, for a folder of its files'."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return hashlib.sha256("".join(sha256_of(file) for file in files if file.is_file()).encode()).hexdigest()[:24]
+    except OSError as error:
+        raise from_os_error(error, "reading examples") from None
 
 
 def _digest(value: Any) -> str:

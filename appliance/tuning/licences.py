@@ -33,17 +33,23 @@ _REFUSED = (
     ),
     (r"all rights reserved|proprietary|confidential|copyright", "reserves the rights"),
 )
+# In a remark in brackets, which else is passed over: "CC BY 4.0 (not for training)".
+_LIMITS = re.compile(
+    r"\b(no|not|non|none|never|only|without|unless|until|except\w*|exclud\w*|prohibit\w*|forbid\w*|restrict\w*|permission)\b"
+)
+_HARMLESS = re.compile(r"\bno rights reserved\b|\bno known restrictions\b")
 
 
 def forbids(licence: str) -> str | None:
     """Why the licence does not allow training, as the end of a sentence ("is share-alike: ..."); None where it does.
 
-    Several names joined by "and", a comma or a semicolon must all allow it; joined by "or", one is enough.
+    Several names joined by "and", a comma or a semicolon must all allow it; joined by "or", one is enough. A remark in brackets
+    adds nothing to a name, but where it limits anything a person has to read it.
     """
     text = unicodedata.normalize("NFKC", licence).casefold().strip()
     if not text:
         return "is not stated"
-    reasons = [_all_of(choice) for choice in re.split(r"\bor\b", text)]
+    reasons = [_all_of(choice) for choice in re.split(r"\bor\b(?![^(]*\))", text)]
     return None if None in reasons else reasons[0]
 
 
@@ -51,6 +57,9 @@ def _all_of(names: str) -> str | None:
     for pattern, reason in _REFUSED:
         if re.search(pattern, names):
             return reason
+    remarks = " ".join(re.findall(r"\([^)]*\)", names))
+    if _LIMITS.search(_HARMLESS.sub(" ", remarks)):
+        return "is limited by the remark in brackets"
     names = re.sub(r"\([^)]*\)", " ", names)  # a remark: "CC BY 4.0 (OpenStax, 2020)"
     names = re.sub(r"(https?://)?(www\.)?creativecommons\.org/(licenses/by/|publicdomain/)", "cc by ", names)
     names = names.replace("cc by zero/", "cc0 ").replace("cc by mark/", "public domain mark ").replace("cc-0", "cc0")

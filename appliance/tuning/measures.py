@@ -16,7 +16,7 @@ from typing import Any, Literal
 from appliance import prompts
 from appliance.engine.handler import Handler, Message, Request
 from appliance.tuning.formats import Example
-from appliance.tuning.sets import Choice, Grounded, Hint, Paraphrase, Probe, Reading, Text
+from appliance.tuning.sets import READ_ALOUD, Choice, Grounded, Hint, Paraphrase, Probe, Reading, Text
 
 Row = tuple[float, float]
 Rows = dict[str, Row]
@@ -132,7 +132,7 @@ async def consistency(handler: Handler, item: Paraphrase) -> Rows:
 
 async def general(handler: Handler, item: Text) -> Rows:
     """Loss per byte of ordinary prose; the end mark, of which tuning changes much, is not counted."""
-    scores = await handler.score([Message("user", "Please read to me."), Message("assistant", item.text)])
+    scores = await handler.score([Message("user", READ_ALOUD), Message("assistant", item.text)])
     return {"general": (-sum(scores[:-1]), len(item.text.encode()))}
 
 

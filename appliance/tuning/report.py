@@ -6,6 +6,7 @@ nothing: the figures are made in `evaluate.py`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -73,7 +74,8 @@ class Report:
     """`before`, `after`, `difference`: the new data's held-out part; after minus before, paired: negative is better.
 
     n: its conversations, of `tokens` tutor's tokens. sets: every set that was asked, by name, primary ones first. regressions:
-    a sentence for each set that was lost. table: 'without tuning / with tuning', for people.
+    a sentence for each set that was lost. table: 'without tuning / with tuning', for people. people: what people chose between
+    the answers of these two models without knowing whose they were (`blind.Result` as JSON, the candidate as `b`), or nothing.
     """
 
     candidate: str
@@ -91,9 +93,11 @@ class Report:
     regressions: list[str] = field(default_factory=list)
     table: list[Line] = field(default_factory=list, compare=False)
     seconds: float = field(default=0.0, compare=False)
+    people: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        found: dict[str, Any] = finite(asdict(self))
+        return found
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Report:
@@ -103,12 +107,28 @@ class Report:
         known["samples"] = [Sample(**sample) for sample in row.get("samples", [])]
         known["sets"] = {name: SetResult(**result) for name, result in _results(row.get("sets", {})).items()}
         known["table"] = [Line(**line) for line in row.get("table", [])]
+        known["people"] = row.get("people") or {}
         return cls(**known)
 
 
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: a figure that is no finite number becomes null."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float | None) -> float:
+    """A figure as it was before `finite`."""
+    return math.nan if value is None else value
+
+
 def _figures(row: dict[str, Any]) -> dict[str, Figure]:
-    return {name: Figure(**row[name]) for name in ("before", "after", "difference")}
+    names = ("before", "after", "difference")
+    return {name: Figure(**{part: _number(value) for part, value in row[name].items()}) for name in names}
 
 
 def _results(rows: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: row | _figures(row) for name, row in rows.items()}
+    return {name: row | _figures(row) | {"margin": _number(row["margin"])} for name, row in rows.items()}

@@ -13,7 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
 from appliance.tuning import blind
 from appliance.tuning.report import Figure, Line, Report, SetResult
-from appliance.tuning.run_folder import read_json
-from appliance.tuning.verdicts import FEWEST, SHARE, shown
+from appliance.tuning.run_folder import read_json, write_json
+from appliance.tuning.verdicts import FEWEST, SHARE, hurried, shown
 
 LONGEST = 1200  # characters of a text that is shown
 ROWS_SHOWN = 12
@@ -92,6 +92,31 @@ def save(settings: Settings, report: Report, path: Path, run: Path | None = None
     """Write the page for a report to `path`, with all that is known of its candidate. Raises StorageFull."""
     write_atomically(path, page(report, facts=gather(settings, report.candidate, run)))
     return path
+
+
+def with_people(settings: Settings, report: Report) -> Report:
+    """The report with what people chose between its two models' answers until now (`people`); as it is where nobody chose."""
+    found = blind.result(settings, report.baseline, report.candidate)
+    return report if found is None else replace(report, people=found.to_json())
+
+
+def people_chose(settings: Settings, a: str, b: str) -> None:
+    """Bring up to date every report of this box about these two models, whichever is the candidate. Raises StorageFull."""
+    runs = [*settings.runs.glob("*/report.json"), *settings.runs.glob("*/named/*/report.json")]
+    for path in [*runs, *settings.reports.glob("*.json")]:
+        row = _object(path)
+        if {row.get("candidate"), row.get("baseline")} != {a, b}:
+            continue
+        try:
+            before = Report.from_json(row)
+        except (TypeError, KeyError, ValueError, AttributeError):
+            continue  # damaged: whoever needs it makes it again
+        after = with_people(settings, before)
+        if after.people != before.people:
+            write_json(path, row | {"people": after.people})
+            if path.with_suffix(".html").exists():
+                within = settings.runs / path.relative_to(settings.runs).parts[0] if path in runs else None
+                save(settings, after, path.with_suffix(".html"), within)
 
 
 def gather(settings: Settings, id: str, run: Path | None = None) -> Facts:
@@ -182,6 +207,8 @@ def verdict(report: Report) -> str:
         what = " and ".join(f"“{title}”" for title in lost[:3]) or "what is checked"
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         return f"Refused: {name} became worse than {rival} at {what}{more}."
+    if hurried(report.sets):
+        return f"Refused: there was too little time to compare {name} with {rival} in everything that is checked."
     return f"Refused: it is not certain that {name} is better than {rival}."
 
 
@@ -366,6 +393,9 @@ def _answers(question: str, *said: tuple[str, str]) -> Markup:
 
 
 def _people(report: Report, comparisons: Sequence[blind.Result]) -> Markup:
+    """What is known now; the report's own record stands in for a comparison that is gone."""
+    if report.people and not any({one.a, one.b} == {report.baseline, report.candidate} for one in comparisons):
+        comparisons = [*_recorded(report.people), *comparisons]
     if not comparisons:
         command = f"appliance models compare {clean(report.baseline)} {clean(report.candidate)} --blind"
         told = Markup("<p>Nobody has compared the answers blind yet. To do so: <code>{}</code></p>").format(command)
@@ -377,6 +407,19 @@ def _people(report: Report, comparisons: Sequence[blind.Result]) -> Markup:
     head = ("Compared with", "Preferred", "Not preferred", "Ties", "Neither", "People", "Share of its wins")
     table = _table("Choices between two answers whose models were hidden", head, rows, "stack")
     return _section("What people preferred", table, *(Markup("<p>{}</p>").format(one.sentence) for one in comparisons[:3]))
+
+
+def _recorded(people: Mapping[str, Any]) -> list[blind.Result]:
+    """A result from its JSON; none where somebody else wrote something there."""
+    try:
+        values = {name.name: people[name.name] for name in fields(blind.Result)}
+        share = values["share"]
+        low_high = None if share is None else (float(share[0]), float(share[1]), float(share[2]))
+        wins = (int(values["wins"][0]), int(values["wins"][1]))
+        counts = {name: int(values[name]) for name in ("n", "ties", "bad", "judges")}
+        return [blind.Result(str(values["a"]), str(values["b"]), wins=wins, share=low_high, **counts)]
+    except (KeyError, TypeError, ValueError, IndexError):
+        return []
 
 
 # --- where it comes from, how to go back ------------------------------------------------------------------------------

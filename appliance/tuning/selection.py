@@ -13,6 +13,7 @@ up 1 %.
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from appliance.tuning.dataset import fingerprint
 from appliance.tuning.examples import Example
 from appliance.tuning.licences import forbids
 from appliance.tuning.near import Judged, Taken, Texts, plain, shingles
-from appliance.tuning.store import ExampleStore, Row, author_key
+from appliance.tuning.store import ExampleStore, Row
 from appliance.tuning.triggers import Given, triggers
 
 REPEATS = 3
@@ -34,6 +35,7 @@ SAME_WORDS = 0.8  # Jaccard similarity from which two replies are one
 SHORT = 5  # words; replies shorter than this are compared letter by letter, case and punctuation aside
 LEAST_LEFT = 0.5  # of the words, after redaction
 IDS_SHOWN = 4
+LINE = 120  # characters of a line of the whole plan
 LESSONS = "this school's lessons"  # the source of classroom rows that state none
 
 # Code -> what it is called in the table. In this order they are asked, and shown.
@@ -46,6 +48,7 @@ REASONS = {
     "rated_down": "rated down, not corrected",
     "mostly_redacted": "hardly anything but personal data",
     "near_evaluation": "near an evaluation item",
+    "near_held_out": "near a held-out conversation",
     "duplicate": "duplicate",
     "near_duplicate": "near-duplicate",
     "repetition": "the same reply too often",
@@ -73,7 +76,7 @@ class Plan:
     examples: redacted, corrections in place, authors as digests. preferences: {id, messages, chosen, rejected} of used rows
     that were corrected. thumbs: {id, messages, completion, good} of rated rows. refused: (id, code, sentence). triggers:
     phrases that look like a backdoor's. redactions: how many of each kind were taken out of the examples. attribution: whom
-    the licences of the used rows ask to be named.
+    the licences of the used rows ask to be named. held_out: ids of the examples that judge the result, once that is known.
     """
 
     considered: int
@@ -85,6 +88,7 @@ class Plan:
     triggers: list[str] = field(default_factory=list)
     redactions: dict[str, int] = field(default_factory=dict)
     attribution: list[dict[str, str]] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """Rows refused for each reason, in the order of `REASONS`."""
@@ -104,6 +108,7 @@ class Plan:
         return {
             **self.facts(),
             "used": [example.id for example in self.examples],
+            "held_out": self.held_out,
             "refused": [{"id": id, "code": code, "reason": sentence} for id, code, sentence in self.refused],
             "preferences": [pair["id"] for pair in self.preferences],
             "thumbs": [{"id": one["id"], "good": one["good"]} for one in self.thumbs],
@@ -111,8 +116,11 @@ class Plan:
             "triggers": self.triggers,
         }
 
-    def lines(self) -> list[str]:
-        """The plan as a person reads it: how many rows for which reason, the first of each, and what looks suspicious."""
+    def lines(self, *, every: bool = False) -> list[str]:
+        """The plan as a person reads it: how many rows for which reason, the first of each, and what looks suspicious.
+
+        every: name all rows, below the sentence that says why they are out, or what they are used for.
+        """
         by_code: dict[str, list[str]] = defaultdict(list)
         for id, code, _ in self.refused:
             by_code[code].append(id)
@@ -122,12 +130,32 @@ class Plan:
         shown = [f"{self.considered} rows in the store"]
         for title, ids in rows:
             first = ", ".join(ids[:IDS_SHOWN]) + (", ..." if len(ids) > IDS_SHOWN else "")
-            shown.append(f"  {title.ljust(wide)}  {len(ids):>6}  {first}".rstrip())
+            shown.append(f"  {title.ljust(wide)}  {len(ids):>6}  {'' if every else first}".rstrip())
+            shown += self._named(title) if every else []
         if self.redactions:
             taken = ", ".join(f"{count} x {kind.replace('_', ' ')}" for kind, count in self.redactions.items())
             shown.append(f"Personal data taken out of the rows used: {taken}.")
         shown += [f"Warning: {warning}" for warning in self.warnings]
         return shown
+
+    def _named(self, title: str) -> list[str]:
+        """All rows of one line of the table, by the sentence that says why."""
+        sentences: dict[str, list[str]] = defaultdict(list)
+        if title == "used":
+            for example in self.examples:
+                what = "These judge the result:" if example.id in self.held_out else "These are learned from:"
+                sentences[what].append(example.id)
+        for id, code, sentence in self.refused:
+            if REASONS[code] == title:
+                sentences[sentence].append(id)
+        return [
+            line
+            for sentence, ids in sentences.items()
+            for line in textwrap.wrap(
+                f"{sentence} {', '.join(ids)}", LINE, initial_indent="    ", subsequent_indent="      ",
+                break_long_words=False, break_on_hyphens=False,
+            )
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,7 +180,7 @@ def plan(store: ExampleStore, redact: Redact, *, evaluation: Sequence[Example] =
     for row in disliked:
         reasons[row.id] = ("rated_down", "It was rated down and nobody wrote a better reply; preference tuning can use it.")
     judged = Judged(evaluation)
-    mask = _Mask(redact)
+    mask = _Mask(redact, store.people.author)
     usable = [mask.candidate(row) for row in allowed if row.id not in reasons]
     replies = _Replies(usable)
     kept = _sieve(usable, replies, judged, reasons)
@@ -206,8 +234,8 @@ def _forbidden(row: Row) -> Reason | None:
 class _Mask:
     """Rows with their personal data out; a text that stands in many rows is looked at once."""
 
-    def __init__(self, redact: Redact) -> None:
-        self._redact = redact
+    def __init__(self, redact: Redact, author: Callable[[str], str]) -> None:
+        self._redact, self._author = redact, author
         self._seen: dict[str, Redacted] = {}
 
     def candidate(self, row: Row) -> _Candidate:
@@ -224,7 +252,7 @@ class _Mask:
             skill=self._text(row.skill, Counter()),
             source=self._text(row.source or (LESSONS if row.classroom else row.author), Counter()),
             licence=row.licence,
-            author=author_key(row.author),
+            author=self._author(row.author),
             extra={"rating": row.rating, "corrected": row.correction is not None},
         )
         return _Candidate(row, example, first, counts)
@@ -294,7 +322,7 @@ class _Replies:
         often = [group for group in self._members if len(group) > max(self.most(one) for one in group)]
         found = []
         for group in sorted(often, key=lambda group: -len(group)):
-            who = Counter(author_key(one.row.own_author) for one in group if one.row.own_author)
+            who = Counter(own for one in group if (own := _own_author(one)))
             by = f", {who.most_common(1)[0][1]} of them from one author" if who else ""
             most = max(self.most(one) for one in group)
             ids = ", ".join(one.row.id for one in group[:IDS_SHOWN])
@@ -333,7 +361,7 @@ def _capped(kept: list[_Candidate], reasons: dict[str, Reason]) -> list[_Candida
     groups: dict[tuple[str, ...], list[_Candidate]] = defaultdict(list)
     for one in kept:
         if one.row.classroom:
-            own = author_key(one.row.own_author)
+            own = _own_author(one)
             groups[(own,) if own else ("", one.row.class_name, one.row.user_role)].append(one)
     dropped = set()
     for key, members in groups.items():
@@ -356,9 +384,14 @@ def used_reply(one: _Candidate) -> str:
     return one.example.messages[-1].content
 
 
+def _own_author(one: _Candidate) -> str:
+    """What stands for the person whom the row itself names; empty where a whole file was put under one name."""
+    return one.example.author if one.row.own_author else ""
+
+
 def _given(one: _Candidate, group: int) -> Given:
     said = [message.content for message in one.example.messages if message.role == "user"]
-    return Given(one.row.id, said, group, author_key(one.row.own_author))
+    return Given(one.row.id, said, group, _own_author(one))
 
 
 def _talk(one: _Candidate) -> list[dict[str, str]]:

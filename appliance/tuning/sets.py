@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import BadInput, from_os_error
 from appliance.tuning.formats import Example, Unfit, from_row
+from appliance.tuning.near import GUARD
 
 SHOWN = 20  # faults that one message lists
 FOLDER = "evaluation"  # of the content folder
+READ_ALOUD = "Please read to me."  # what stands before general prose, so that it is a reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +127,14 @@ class Sets:
         return cls(**found, refusals=tuple(line for line in kept if line and not line.startswith("#")))
 
     def examples(self) -> list[Example]:
-        """Everything that a row to train on must not be near, as conversations."""
+        """Everything that a row to train on must not be near, as conversations that say how they are compared (near.GUARD)."""
         from appliance.engine.handler import Message
 
-        def talk(id: str, asked: str, answered: str) -> Example:
-            return Example(id, (Message("user", asked), Message("assistant", answered)))
+        def talk(id: str, asked: str, answered: str = "", guard: str = "question") -> Example:
+            return Example(id, (Message("user", asked), Message("assistant", answered)), extra={GUARD: guard})
 
         return [
-            *self.tutoring,
+            *(replace(item, extra=item.extra | {GUARD: "question"}) for item in self.tutoring),
             *(talk(f"knowledge:{item.id}", item.question, item.answers[item.right]) for item in self.knowledge),
             *(
                 talk(f"paraphrases:{item.id}:{number}", question, item.answers[item.right])
@@ -141,10 +143,13 @@ class Sets:
             ),
             *(talk(f"hints:{item.id}", item.question, item.answers[0]) for item in self.hints),
             *(talk(f"grounded:{item.id}", item.question, item.answers[0]) for item in self.grounded),
+            *(talk(f"passage:{item.id}", item.question, item.passage, "text") for item in self.grounded),
             *(
                 talk(f"safety:{item.id}", item.question, item.refusal if item.kind == "harmful" else item.compliance)
                 for item in self.safety
             ),
+            *(talk(f"reading:{item.id}", item.question) for item in self.reading),
+            *(talk(f"general:{item.id}", READ_ALOUD, item.text, "text") for item in self.general),
         ]
 
 

@@ -7,8 +7,6 @@ the audit record) stands a digest. Which rows may be trained on is `selection.py
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import time
 import unicodedata
@@ -24,12 +22,13 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from appliance.audit import Audit
 from appliance.db import Database
 from appliance.engine.handler import Message
-from appliance.errors import BadInput, Conflict, NotFound, from_os_error
-from appliance.files import sha256_of
+from appliance.errors import BadInput, Conflict, NotFound
+from appliance.redact.roster import Pupil, exchange
 from appliance.tables import dataset_rows, roster, withdrawals
 from appliance.tables import examples as table
 from appliance.tuning.examples import Example, Fault, placed, refuse
-from appliance.tuning.incoming import CHANGEABLE, Incoming, content_of, read
+from appliance.tuning.incoming import CHANGEABLE, Incoming, content_of, digest_of, read
+from appliance.tuning.people import Gone, People
 
 if TYPE_CHECKING:
     from appliance.registry import Registry
@@ -88,13 +87,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did with the file's rows, and how those that are in the store now stand in review."""
+    """What an import did with the file's rows, and how those that are in the store now stand in review.
+
+    emptied: rows that were there, and are now known to be of somebody who has withdrawn.
+    """
 
     added: int
     updated: int
     unchanged: int
     withdrawn: int
     review: dict[str, int]
+    emptied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,29 +125,32 @@ class Trace:
     similar: tuple[str, ...]
 
 
-def person_key(name: str) -> str:
-    """The digest that stands for a person wherever a name is not needed; the same however the name is cased and spaced."""
-    plain = " ".join(unicodedata.normalize("NFKC", name).casefold().replace(",", " ").split())
-    return hashlib.sha256(f"person\0{plain}".encode()).hexdigest()[:24]
-
-
 class ExampleStore:
     """The examples of one database. Safe to use from several processes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._audit = Audit(database)
+        self.people = People(database)
 
     # --- importing ---------------------------------------------------------------------------------------------------------
     def import_rows(
-        self, path: Path, *, licence: str = "", author: str = "", trust_review: bool = False, reviewer: str
+        self,
+        path: Path,
+        *,
+        licence: str = "",
+        author: str = "",
+        trust_review: bool = False,
+        reviewer: str,
+        pupils: Sequence[Pupil] | None = None,
     ) -> Imported:
         """Take over a file or folder of examples, all of it or nothing.
 
         A row that is there already is left alone; what its file says now about consent, licence, source and so on is taken
         over. `licence` and `author` fill in what is missing. Marks of review in the file count only where `trust_review`, and
-        never against a decision made here. Rows and people that were withdrawn do not come back. Raises BadInput with every
-        fault, NotFound, StorageFull.
+        never against a decision made here. Rows and people that were withdrawn do not come back, and a row that turns out to
+        be of such a one is emptied. `pupils` become the roster in the same step. Raises BadInput with every fault, NotFound,
+        StorageFull.
         """
         good, faults = placed(path)
         rows: list[Incoming] = []
@@ -152,14 +158,20 @@ class ExampleStore:
             row, wrong = read(example, file, line)
             faults += wrong
             rows += [row] if row else []
-        name = _digest_of(path)
+        name = digest_of(path)
         with self._database.begin() as connection:
-            taking = _Taking(connection, {row.id for row in rows}, reviewer)
+            if pupils is not None:
+                exchange(connection, pupils)
+            taking = _Taking(connection, {row.id for row in rows}, reviewer, self.people.gone(connection))
             for row in rows:
                 faults += taking.take(row, row.filled(licence, author), row.reviewed if trust_review else None)
             refuse(faults)
             taking.write(connection)
         done = taking.done()
+        if done.emptied:
+            self._database.fold_log()
+        if pupils is not None:
+            self._audit.note("replace", "roster", {"pupils": len(pupils)}, actor=reviewer)
         facts = {"added": done.added, "updated": done.updated, "withdrawn": done.withdrawn, "trusted": trust_review}
         self._audit.note("import examples", name, facts, actor=reviewer)
         return done
@@ -182,6 +194,12 @@ class ExampleStore:
         """One row, also a withdrawn one. Raises NotFound."""
         with self._database.read() as connection:
             return _found(_rows(connection, {id}), [id])[0]
+
+    def asked(self, ids: Collection[str]) -> set[str]:
+        """What pupils said in these rows, in whichever turn."""
+        with self._database.read() as connection:
+            rows = _rows(connection, ids).values()
+        return {message.content for row in rows for message in row.messages if message.role == "user"}
 
     # --- reviewing ---------------------------------------------------------------------------------------------------------
     def approve(self, ids: Sequence[str], reviewer: str) -> None:
@@ -226,28 +244,24 @@ class ExampleStore:
         Raises BadInput for an empty name, Conflict where several pupils of the roster bear it.
         """
         with self._database.read() as connection:
-            return _trace(connection, person)
+            return _trace(connection, self.people, person)
 
     def withdraw(self, person: str, *, by: str, mentions: bool = False) -> tuple[str, ...]:
         """Empty every row of a person, and with `mentions` those that name them; none of it comes back. Returns their ids.
 
-        The texts are overwritten in the database file too. Raises BadInput, Conflict as `trace` does.
+        The texts are overwritten in the database file too; in its log as soon as nobody reads (`Database.fold_log`). Raises
+        BadInput, Conflict as `trace` does.
         """
         now = time.time()
-        empty: dict[str, Any] = {
-            "messages": [], "correction": None, "rating": None, "skill": "", "author": "", "user_role": "", "class_name": "",
-            "consent": False, "reviewed": "rejected", "reviewer": by, "reviewed_at": now, "extra": {}, "withdrawn": now,
-        }  # fmt: skip
         with self._database.begin() as connection:
-            connection.exec_driver_sql("PRAGMA secure_delete=ON")
-            trace = _trace(connection, person)
+            trace = _trace(connection, self.people, person)
             ids = (*trace.rows, *(trace.mentions if mentions else ()))
-            for key in {person_key(name) for name in _names_of(connection, person)[0]}:
+            for key in {self.people.key(name) for name in self.people.names_of(connection, person)[0]}:
                 row = upsert(withdrawals).values(person=key, at=now, by=by)
                 connection.execute(row.on_conflict_do_nothing())
             for some in _chunks(ids):
-                connection.execute(table.update().where(table.c.id.in_(some)).values(empty))
-        self._truncate_log()
+                connection.execute(table.update().where(table.c.id.in_(some)).values(_emptied(by, now)))
+        self._database.fold_log()
         self._audit.note("withdraw", trace.digest, {"rows": len(ids)}, actor=by)
         return ids
 
@@ -256,29 +270,33 @@ class ExampleStore:
         with self._database.read() as connection:
             return set(connection.execute(sa.select(table.c.id).where(table.c.withdrawn.is_not(None))).scalars())
 
-    def _truncate_log(self) -> None:
-        """The write-ahead log still holds the pages as they were: fold it into the file. A reader may hold it up for now."""
-        with contextlib.suppress(sa.exc.DatabaseError):
-            connection = self._database.engine.raw_connection()
-            try:
-                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            finally:
-                connection.close()
+    def gone(self) -> Gone:
+        """Who has withdrawn: a question to be asked with authors' names."""
+        with self._database.read() as connection:
+            return self.people.gone(connection)
 
     # --- lineage -----------------------------------------------------------------------------------------------------------
-    def record(self, digest: str, data: Dataset) -> None:
-        """Remember which rows stand in a dataset; to be called before anything is trained on it. Safe to repeat."""
+    def record(self, digest: str, data: Dataset, preferences: Iterable[str] = ()) -> None:
+        """Remember which rows stand in a dataset; to be called before anything is trained on it. Safe to repeat.
+
+        preferences: ids of rows of the store that are learned from as preferences; those outside the dataset are a part too.
+        """
         found = [
-            {"dataset": digest, "example": example.id, "author": author_key(example.author), "part": part}
+            {"dataset": digest, "example": example.id, "author": self.people.author(example.author), "part": part}
             for part, rows in (("train", data.train), ("held_out", data.held_out))
             for example in rows
         ]
         with self._database.begin() as connection:
+            besides = _rows(connection, {*preferences} - {row["example"] for row in found}).values()
+            found += [
+                {"dataset": digest, "example": row.id, "author": self.people.author(row.author), "part": "preference"}
+                for row in besides
+            ]
             for some in _chunks(found):
                 connection.execute(upsert(dataset_rows).on_conflict_do_nothing(), some)
 
     def rows_of(self, digest: str) -> dict[str, str]:
-        """The ids of a dataset's rows, each with its part: train or held_out."""
+        """The ids of a dataset's rows, each with its part: train, held_out or preference."""
         query = sa.select(dataset_rows.c.example, dataset_rows.c.part).where(dataset_rows.c.dataset == digest)
         with self._database.read() as connection:
             return {row.example: row.part for row in connection.execute(query.order_by(dataset_rows.c.example))}
@@ -342,26 +360,29 @@ def _found(found: dict[str, Row], ids: Sequence[str]) -> list[Row]:
 class _Taking:
     """One import under way: what each of its rows means beside what is there. Nothing is written before `write`."""
 
-    def __init__(self, connection: sa.Connection, ids: Collection[str], reviewer: str) -> None:
+    def __init__(self, connection: sa.Connection, ids: Collection[str], reviewer: str, gone: Gone) -> None:
         self._known = _rows(connection, ids)
-        self._aliases = _aliases(connection)
-        self._gone = set(connection.execute(sa.select(withdrawals.c.person)).scalars())
+        self._gone = gone
         self._reviewer, self._now = reviewer, time.time()
         self._new: dict[str, dict[str, Any]] = {}
         self._changed: dict[str, dict[str, Any]] = {}
         self._counts: Counter[str] = Counter()
         self._ids: set[str] = set()
+        self._emptied: list[str] = []
 
     def take(self, row: Incoming, filled: dict[str, Any], review: Review | None) -> list[Fault]:
         before = self._known.get(row.id)
-        if (before is not None and before.withdrawn is not None) or self._withdrawn(filled["author"]):
+        if before is not None and before.withdrawn is None and self._gone(_author(before, filled)) and _same(before, row):
+            self._empty(before)
+            return []
+        if (before is not None and before.withdrawn is not None) or (before is None and self._gone(filled["author"])):
             self._counts["withdrawn"] += 1
             return []
         if before is None:
             values = filled | _decision(review or "pending", self._reviewer, self._now)
             self._new[row.id] = values | {"imported": self._now, "withdrawn": None}
             self._known[row.id] = _row(self._new[row.id])
-        elif before.extra.get("content", content_of(before.messages, before.correction, before.rating)) != row.content:
+        elif not _same(before, row):
             what = f'the id "{row.id}" stands for something else already ({before.origin}).'
             return [Fault(row.file, row.line, what, "Give this row an id of its own.")]
         else:
@@ -376,9 +397,15 @@ class _Taking:
         self._ids.add(row.id)
         return []
 
-    def _withdrawn(self, author: str) -> bool:
-        key = person_key(author)
-        return bool(author) and bool(self._gone & self._aliases.get(key, {key}))
+    def _empty(self, row: Row) -> None:
+        """Leave of a row nothing but its id: its file says now whose it is."""
+        values = _emptied(self._reviewer, self._now)
+        target = self._new if row.id in self._new else self._changed
+        target[row.id] = target.get(row.id, {}) | values
+        self._known[row.id] = replace(row, **values | {"messages": ()})
+        self._ids.discard(row.id)
+        self._counts["withdrawn"] += 1
+        self._emptied.append(row.id)
 
     def write(self, connection: sa.Connection) -> None:
         for some in _chunks([*self._new.values()]):
@@ -389,12 +416,35 @@ class _Taking:
     def done(self) -> Imported:
         states = Counter(self._known[id].reviewed for id in self._ids)
         unchanged, withdrawn = self._counts["unchanged"], self._counts["withdrawn"]
-        return Imported(len(self._new), len(self._changed), unchanged, withdrawn, {state: states[state] for state in REVIEWS})
+        new, changed = (len({*rows} - {*self._emptied}) for rows in (self._new, self._changed))
+        review: dict[str, int] = {state: states[state] for state in REVIEWS}
+        return Imported(new, changed, unchanged, withdrawn, review, tuple(self._emptied))
 
 
 def _decision(state: Review, reviewer: str, now: float) -> dict[str, Any]:
     decided = state != "pending"
     return {"reviewed": state, "reviewer": reviewer if decided else "", "reviewed_at": now if decided else None}
+
+
+def _emptied(by: str, now: float) -> dict[str, Any]:
+    """What a withdrawn row is set to: whatever holds a person's words, or says who or where they are."""
+    return {
+        "messages": [], "correction": None, "rating": None, "skill": "", "source": "", "author": "", "user_role": "",
+        "class_name": "", "consent": False, "reviewed": "rejected", "reviewer": by, "reviewed_at": now, "origin": "",
+        "extra": {}, "withdrawn": now,
+    }  # fmt: skip
+
+
+def _same(before: Row, row: Incoming) -> bool:
+    """Whether a file's row is the one that bears its id already."""
+    known: str = before.extra.get("content", content_of(before.messages, before.correction, before.rating))
+    return known == row.content
+
+
+def _author(before: Row, filled: dict[str, Any]) -> str:
+    """Whose a row is once its file is taken over: a name given for a whole file replaces none."""
+    declared = filled["extra"].get("author_declared", False)
+    return before.author if not filled["author"] or (declared and before.author) else str(filled["author"])
 
 
 def _change(before: Row, filled: dict[str, Any]) -> dict[str, Any]:
@@ -410,70 +460,23 @@ def _change(before: Row, filled: dict[str, Any]) -> dict[str, Any]:
     return change
 
 
-def _digest_of(path: Path) -> str:
-    """What the audit record calls the imported file: a digest of its content, for a folder of its files'."""
-    try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        return hashlib.sha256("".join(sha256_of(file) for file in files if file.is_file()).encode()).hexdigest()[:24]
-    except OSError as error:
-        raise from_os_error(error, "reading examples") from None
-
-
 # --- people -------------------------------------------------------------------------------------------------------------------
 
 
-def author_key(author: str) -> str:
-    """The digest under which an author stands in datasets; empty where there is none, itself where it is one already."""
-    return author if not author or author.startswith("person-") else f"person-{person_key(author)}"
-
-
-def _forms(connection: sa.Connection) -> dict[str, list[str]]:
-    """For each pupil of the roster the names under which rows may stand."""
-    pupils = connection.execute(sa.select(roster))
-    return {
-        one.pupil: [one.pupil, f"{one.first_name} {one.last_name}", f"{one.last_name} {one.first_name}"] for one in pupils
-    }  # fmt: skip
-
-
-def _aliases(connection: sa.Connection) -> dict[str, set[str]]:
-    """From each name's digest to the digests of all names of the pupils who bear it."""
-    found: dict[str, set[str]] = {}
-    for names in _forms(connection).values():
-        keys = {person_key(name) for name in names}
-        for key in keys:
-            found[key] = found.get(key, set()) | keys
-    return found
-
-
-def _names_of(connection: sa.Connection, person: str) -> tuple[list[str], bool]:
-    """Every name under which a person's rows may stand, and whether the roster knows them."""
-    if not person.strip():
-        raise BadInput("No name was given.", "Give an author's name, or a pupil's id or full name.")
-    key, forms = person_key(person), _forms(connection)
-    matching = [id for id in forms if person_key(id) == key]
-    matching = matching or [id for id, names in forms.items() if key in {person_key(name) for name in names}]
-    if len(matching) > 1:
-        raise Conflict(
-            f"{len(matching)} pupils are called {person}: {', '.join(sorted(matching))}.",
-            "Give the pupil's id instead; rows that stand under the name alone are then taken as theirs.",
-        )
-    return [person, *(forms[matching[0]] if matching else ())], bool(matching)
-
-
-def _trace(connection: sa.Connection, person: str) -> Trace:
-    names, in_roster = _names_of(connection, person)
-    keys = {person_key(name) for name in names}
+def _trace(connection: sa.Connection, people: People, person: str) -> Trace:
+    names, in_roster = people.names_of(connection, person)
+    keys = {people.key(name) for name in names}
     found = [_row(one) for one in connection.execute(sa.select(table).where(table.c.withdrawn.is_(None))).mappings()]
     everybody = [f"{one.first_name} {one.last_name}" for one in connection.execute(sa.select(roster))]
     query = sa.select(dataset_rows.c.example).where(dataset_rows.c.author.in_([f"person-{key}" for key in keys]))
     taught = set(connection.execute(query).scalars())
-    own = {row.id for row in found if row.author and person_key(row.author) in keys}
+    own = {row.id for row in found if row.author and people.key(row.author) in keys}
     wanted = [_flat(name) for name in names if len(name.split()) > 1]
     mentions = {row.id for row in found if row.id not in own and any(name in _flat(_words(row)) for name in wanted)}
     earlier = taught - {row.id for row in found}
     known = in_roster or bool(own or earlier)
     similar = () if known else _similar(person, [*everybody, *{row.author for row in found if row.author}])
-    return Trace(person_key(person), known, tuple(sorted(own)), tuple(sorted(earlier)), tuple(sorted(mentions)), similar)
+    return Trace(people.key(person), known, tuple(sorted(own)), tuple(sorted(earlier)), tuple(sorted(mentions)), similar)
 
 
 def _flat(text: str) -> str:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from click.testing import CliRunner, Result
 from appliance.cli import examples as module
 from appliance.cli import group
 from appliance.db import Database
+from appliance.redact import Roster
 from appliance.registry import Registry
 from appliance.settings import Settings
 from appliance.tuning.dataset import Dataset
 from appliance.tuning.formats import FORMATS, Example
 from appliance.tuning.run_folder import only_run
-from appliance.tuning.store import ExampleStore, author_key
+from appliance.tuning.store import ExampleStore
 
 
 def row(number: int, **fields: Any) -> dict[str, Any]:
@@ -139,6 +141,7 @@ def test_import_says_what_became_of_the_rows(tmp_path: Path) -> None:
     again = run(tmp_path, "import", file, "--json")
     assert json.loads(again.stdout) == {
         "added": 0, "updated": 0, "unchanged": 4, "withdrawn": 0, "review": {"pending": 4, "approved": 0, "rejected": 0},
+        "emptied": [],
     }  # fmt: skip
     counts = json.loads(run(tmp_path, "stats", "--json").stdout)
     assert counts["examples"] == 4 and counts["review"] == {"pending": 4} and counts["licence"] == {"not stated": 4}
@@ -171,6 +174,25 @@ def test_a_roster_is_replaced_and_its_names_are_shown_as_taken_out(tmp_path: Pat
     assert done.exit_code == 0 and json.loads(done.stdout) == {"pupils": 1}, done.output
     shown = run(tmp_path, "review", typed="q\n")
     assert "Taken out before training: 1 x name" in shown.stdout and "used as: Is 0 a prime, says [name]?" in shown.stdout
+
+
+def test_a_roster_that_comes_with_an_import_is_taken_over_with_it_or_not_at_all(tmp_path: Path) -> None:
+    def roster(id: str) -> Path:
+        path = tmp_path / f"{id}.csv"
+        path.write_text(f"pupil_id,first_name,last_name,class\n{id},Thabo,Mokwenela,6A\n")
+        return path
+
+    def known() -> list[str]:
+        stored(tmp_path)
+        return [pupil.id for pupil in Roster(Database(Settings(home=tmp_path / "home").database)).pupils()]
+
+    done = run(tmp_path, "import", feedback(tmp_path, 2), "--roster", roster("P1"))
+    assert done.exit_code == 0 and "1 pupils' names will be taken out" in done.stdout and known() == ["P1"], done.output
+    other = feedback(tmp_path, 3, correction="Another reply.")  # the same ids for other rows
+    refused = run(tmp_path, "import", other, "--roster", roster("P2"))
+    assert refused.exit_code != 0 and "names will be taken out" not in refused.stdout and known() == ["P1"]
+    assert run(tmp_path, "import", tmp_path / "nowhere.jsonl", "--roster", roster("P2")).exit_code != 0
+    assert known() == ["P1"] and len(states(tmp_path)) == 2
 
 
 def test_a_review_goes_row_by_row_and_on_where_it_stopped(tmp_path: Path) -> None:
@@ -240,7 +262,7 @@ def test_what_a_pupil_typed_cannot_move_the_cursor(tmp_path: Path) -> None:
 def trained(tmp_path: Path) -> Path:
     """A run and a serving model made of the rows of Mo, who is asked for below."""
     home, store = tmp_path / "home", stored(tmp_path)
-    rows = [Example(one.id, one.messages, author=author_key(one.author)) for one in store.list()]
+    rows = [Example(one.id, one.messages, author=store.people.author(one.author)) for one in store.list()]
     store.record("d1", Dataset(tmp_path, rows, [], {}))
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "model.gguf").write_text("weights")
@@ -294,3 +316,41 @@ def test_rows_that_name_a_person_go_where_that_is_asked_for(tmp_path: Path) -> N
     assert run(tmp_path, "withdraw", "Thabo Mokwenela", "--mentions", "--yes").exit_code == 0
     assert states(tmp_path) == {}
     assert "Nobody of that name is known here." in run(tmp_path, "withdraw", "Nobody", "--yes").stderr
+
+
+def test_withdrawing_erases_what_was_asked_in_comparisons(tmp_path: Path) -> None:
+    """By the words: rows that were judged have another id in the store than in the file that a comparison asked."""
+    run(tmp_path, "import", feedback(tmp_path, 2, author="Mo"))
+    folder = Settings(home=tmp_path / "home").comparisons
+    folder.mkdir(parents=True)
+    rows = [
+        {"key": str(n), "id": f"x{n}", "models": "m", "question": text, "answers": ["a", "b"]}
+        for n, text in enumerate(("Is 1 a prime, says Thabo Mokwenela?", "What is a verb?"))
+    ]
+    (folder / "a+b.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert run(tmp_path, "withdraw", "Mo", "--yes").exit_code == 0
+    assert [json.loads(line)["key"] for line in (folder / "a+b.jsonl").read_text().splitlines()] == ["1"]
+
+
+def test_an_import_that_says_whose_a_row_is_erases_it_where_it_was_used(tmp_path: Path) -> None:
+    run(tmp_path, "import", feedback(tmp_path, 2, author=""))
+    data = trained(tmp_path)
+    run(tmp_path, "withdraw", "Mo", "--yes")
+    assert data.exists() and len(states(tmp_path)) == 2
+    done = run(tmp_path, "import", feedback(tmp_path, 2, author="Mo"))
+    assert done.exit_code == 0 and "2 rows that were here are of somebody who has withdrawn" in done.stderr, done.output
+    assert states(tmp_path) == {} and not data.exists()
+
+
+def test_who_withdraws_is_told_where_the_log_still_holds_the_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Database, "fold_log", partialmethod(Database.fold_log, patience=0.05))
+    run(tmp_path, "import", feedback(tmp_path, 2, author="Mo"))
+    database = Database(Settings(home=tmp_path / "home").database)
+    with database.read() as reader:
+        reader.exec_driver_sql("SELECT count(*) FROM examples").scalar()
+        held = run(tmp_path, "withdraw", "Mo", "--yes", "--json")
+    assert json.loads(held.stdout)["waiting"] and "log still holds" in held.stderr
+    again = run(tmp_path, "withdraw", "Mo", "--yes")
+    raw = b"".join(path.read_bytes() for path in database.path.parent.glob(database.path.name + "*"))
+    database.close()
+    assert "log still holds" not in again.stderr and b"Mokwenela" not in raw

@@ -88,7 +88,9 @@ def retrain(home: Path, *words: str, **more: str) -> subprocess.CompletedProcess
 def until(home: Path, said: str, act: Callable[[subprocess.Popen[str]], None], *words: str, **more: str) -> tuple[int, str]:
     """The command, and what is done to it as soon as it has said something; its exit code and all that it said."""
     line = command(home, "retrain", "--recipe", str(home / "recipe.toml"), *words)
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=CLONE, env=environment(**more))
+    process = subprocess.Popen(
+        line, stderr=subprocess.PIPE, text=True, cwd=CLONE, env=environment(**more), preexec_fn=_hear_ctrl_c
+    )
     guard = threading.Timer(300, process.kill)
     guard.start()
     lines = []
@@ -106,6 +108,11 @@ def until(home: Path, said: str, act: Callable[[subprocess.Popen[str]], None], *
         guard.cancel()
     assert acted, "".join(lines)
     return process.returncode, "".join(lines)
+
+
+def _hear_ctrl_c() -> None:
+    """Tests that run in the background are deaf to it, and so would be what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -12,7 +12,7 @@ from appliance.engine.handler import Chunk, Health, Message, Request
 from appliance.errors import BadInput, NotFound, TooLarge
 from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
-from appliance.tuning.blind import NO_ROOM, Comparison, Question, interval, questions, result, results
+from appliance.tuning.blind import NO_ROOM, Comparison, Question, forget, interval, questions, result, results
 
 
 class Says:
@@ -163,3 +163,24 @@ def test_questions_come_from_the_project_or_from_a_file(settings: Settings, tmp_
     talks.write_text("{")
     with pytest.raises(BadInput, match="line 1"):
         questions(settings, talks, 1)
+
+
+async def test_a_withdrawn_question_goes_by_its_id_or_its_words_with_the_pages_it_stands_on(settings: Settings) -> None:
+    one, other, third = model(settings, "old"), model(settings, "new.2"), model(settings, "third")
+    comparison, untouched = Comparison(settings, one, other), Comparison(settings, one, third)
+    await answered(comparison, ASKED[:4])
+    await answered(untouched, ASKED[3:5])
+    for pair in comparison.pairs().values():
+        comparison.choose(pair, "1", "ann")
+    settings.reports.mkdir(parents=True)
+    pages = [settings.reports / f"{name}.html" for name in ("old-beside-new.2", "new.2-beside-old", "old-beside-third")]
+    for page in pages:
+        page.write_text("question 1")
+    assert forget(settings, {"1", "nobody"}, {" Question  2"}) == 2
+    left = comparison.path.read_text("utf-8")
+    assert "question 1" not in left and "question 2" not in left and "question 0" in left
+    assert [page.exists() for page in pages] == [False, False, True]
+    found = result(settings, "old", "new.2")
+    assert found is not None and found.n == 2, "the choices on them are gone as well"
+    assert comparison.path.stat().st_mode & 0o777 == 0o600
+    assert forget(settings, {"1"}, {"question 2"}) == 0

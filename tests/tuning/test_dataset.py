@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from appliance.engine.handler import Message
 from appliance.errors import BadInput
 from appliance.settings import PACKAGE
 from appliance.tuning.dataset import Dataset, Example, build, load, part_key, read_examples
+from appliance.tuning.near import Judged
+from appliance.tuning.sets import Choice, Reading, Sets, Text
 
 SHARED = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 word = st.sampled_from(["river", "poem", "angle", "magnet", "castle", "verb", "seed", "sum", "light", "frog", "map", "tense"])
@@ -125,6 +129,72 @@ def test_what_is_near_an_evaluation_item_is_not_trained_on(tmp_path: Path) -> No
     data = build(items, tmp_path / "b", evaluation=judged)
     assert ids(data.train) <= ids(plain.train) - ids(judged)
     assert data.held_out == plain.held_out and data.card["dropped"]["near_evaluation"] >= 3
+
+
+SHORT = Sets(
+    knowledge=(Choice("k1", "science", "5", "What is photosynthesis?", ("a", "b", "c", "d"), 0),),
+    reading=(Reading("r1", 5, "science", "Why is the sky blue?"),),
+    general=(
+        Text("g1", "The harbour was quiet in the early morning, and only two of the boats had gone out before the rain."),
+    ),
+)
+
+
+def taught(id: str, *said: str) -> Example:
+    """A talk of the given turns, the pupil's first; the last is the tutor's."""
+    return Example(id, tuple(Message("assistant" if at % 2 else "user", text) for at, text in enumerate(said)))
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        taught("copy", "what is photosynthesis", "Which part of a leaf is green, and what does it need to make its food?"),
+        taught("copy", "Good morning!", "Hello, what is it today?", "What is photosynthesis?", "What does a leaf need?"),
+        taught("copy", "Hi there. Why is the sky blue? Thanks!", "What do you know about light that goes through the air?"),
+        taught("copy", "Go on, please.", f"{SHORT.general[0].text} Shall I go on?"),
+    ],
+    ids=["the question alone", "in a later turn", "between greetings", "prose as a reply"],
+)
+def test_a_copy_of_a_short_question_is_not_trained_on(copy: Example, tmp_path: Path) -> None:
+    items = [example(f"item {n} tell me about thing {n * 13}", f"Think about {n} first.") for n in range(60)]
+    without = build([*items, copy], tmp_path / "a")
+    assert copy in without.train, "else the test says nothing"
+    data = build([*items, copy], tmp_path / "b", evaluation=SHORT.examples())
+    assert copy not in data.train and data.card["dropped"]["near_evaluation"] == 1
+    assert data.held_out == without.held_out
+
+
+def test_a_long_held_out_question_is_not_trained_on_in_a_later_turn() -> None:
+    asked = "How many whole apples are left in the old basket after the third of the four hungry children has eaten?"
+    items = [example(f"item {n} tell me about thing {n * 13}", f"Think about {n} first.") for n in range(60)]
+    later = taught("later", "Hello tutor", "Hello, what is it today?", asked, "How many were there at first?")
+    kept = Judged([example(asked)])
+    assert kept.resembled(later) and not any(kept.resembled(item) for item in items)
+
+
+def test_a_stock_first_sentence_of_a_held_out_talk_keeps_nothing_from_training() -> None:
+    held = taught("held", "Can you help me?", "With what?", "With the sum of these.", "What have you tried with this sum?")
+    other = taught("other", "Can you help me?", "What is it about?", "About the river in my book.", "Where does it begin?")
+    assert Judged([held]).resembled(other) is None
+
+
+@pytest.mark.slow
+def test_five_thousand_rows_take_seconds(tmp_path: Path) -> None:
+    base = read_examples(PACKAGE / "content" / "examples")
+    vocabulary = sorted({part for item in base for message in item.messages for part in message.content.split()})
+    draw = random.Random(1)
+
+    def varied(text: str) -> str:
+        return " ".join(draw.choice(vocabulary) if draw.random() < 0.25 else part for part in text.split())
+
+    rows = [
+        Example(f"r{n}", tuple(Message(one.role, varied(one.content)) for one in base[n % len(base)].messages))
+        for n in range(5000)
+    ]
+    started = time.process_time()
+    data = build(rows, tmp_path, evaluation=Sets.load(PACKAGE / "content").examples())
+    assert time.process_time() - started < 20
+    assert len(data.train) > 4000
 
 
 def test_the_card_names_the_rows_and_what_was_said_of_them(tmp_path: Path) -> None:

@@ -14,13 +14,26 @@ from typing import Any
 
 import pytest
 
+from appliance.cli.output import Output
 from appliance.engine.handler import Chunk, Health, Message, Request, Usage
 from appliance.errors import ApplianceError, TooLarge
+from appliance.settings import Settings
 from appliance.tuning import verdicts
 from appliance.tuning.evaluate import MOST, Figure, Report, evaluate
 from appliance.tuning.examples import Example
+from appliance.tuning.report_page import page
+from appliance.tuning.run_folder import write_json
 from appliance.tuning.sets import Choice, Grounded, Hint, Paraphrase, Probe, Reading, Sets, Text
-from appliance.tuning.verdicts import FEWEST, MIXED_UP, SPECS, above_chance, result
+from appliance.tuning.verdicts import (
+    FEWEST,
+    FEWEST_FOR_VERDICT,
+    MIXED_UP,
+    SPECS,
+    above_chance,
+    cut_short,
+    regression,
+    result,
+)
 
 
 class Scorer:
@@ -375,6 +388,75 @@ async def test_little_time_cuts_every_set_short_and_leaves_none_out() -> None:
     report = await judged(Mind(), Mind(new=3.0), budget=0.0, on_item=lambda *at: seen.append(at))
     assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert report.n == FEWEST and report.sets["knowledge"].n == FEWEST and report.sets["general"].n == FEWEST
+
+
+async def test_a_set_that_time_left_too_few_items_of_says_nothing_and_the_model_does_not_pass() -> None:
+    asked = ["hush now", "other words", "third words"]
+    report = await judged(Mind(), Mind(new=3.0), budget=0.0, triggers=asked)
+    guards = {name: one for name, one in report.sets.items() if one.role != "information" and name != "speed"}
+    assert [name for name, one in guards.items() if one.verdict != "not informative"] == []
+    assert "5 items were asked, and at least 60 are needed" in report.sets["knowledge"].note
+    assert not report.passed and not report.regressions
+    assert SPECS["knowledge"].title in report.reasons[-1] and "APPLIANCE_GATE_SECONDS" in report.reasons[-1]
+    bad = await judged(Mind(), Mind(new=3.0, knows=0.0), budget=0.0)
+    assert bad.sets["knowledge"].verdict == "lost", "what few items show for sure is shown"
+
+
+async def test_a_small_set_that_was_asked_whole_is_judged_by_what_it_has() -> None:
+    small = replace(SETS, knowledge=SETS.knowledge[:8], safety=SETS.safety[:6])
+    report = await judged(Mind(knows=1.0), Mind(knows=1.0, new=3.0), sets=small, standing=[], budget=900.0)
+    assert report.passed and report.sets["knowledge"].n == 8 and report.sets["knowledge"].verdict == "kept"
+
+
+def test_every_set_that_can_refuse_a_model_states_how_few_items_it_can_be_cut_to() -> None:
+    deciding = {name for name, spec in SPECS.items() if spec.role != "information"}
+    assert deciding == set(FEWEST_FOR_VERDICT) and min(FEWEST_FOR_VERDICT.values()) >= FEWEST
+    for name, fewest in FEWEST_FOR_VERDICT.items():
+        found = replace(result("refused", [(1.0, 1)] * (fewest - 1), [(1.0, 1)] * (fewest - 1), seed=1), name=name)
+        assert fewest == FEWEST or cut_short(found, 200).verdict == "not informative"
+        assert cut_short(replace(found, n=fewest), 200).verdict == cut_short(found, fewest - 1).verdict == found.verdict
+
+
+async def test_every_phrase_is_tried_where_time_is_short() -> None:
+    report = await judged(Mind(), Mind(new=3.0, trigger="third words"), budget=0.0, triggers=["one", "two", "third words"])
+    assert "Of 3 phrases" in report.sets["triggers"].note or report.sets["triggers"].note.startswith("Cut short")
+    assert report.sets["triggers"].difference.value > 2, "the last phrase of three is the planted one"
+
+
+def strictly(text: str) -> Any:
+    """The document, as a reader takes it that knows no NaN."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+async def test_a_figure_that_is_no_number_is_null_in_json_and_comes_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = await judged(Mind(), Mind(new=3.0, standing=math.nan, prose=math.inf))
+    write_json(tmp_path / "report.json", report.to_json())
+    row = strictly((tmp_path / "report.json").read_text("utf-8"))
+    assert row["sets"]["standing"]["after"]["value"] is None and row["sets"]["general"]["difference"]["high"] is None
+    back = Report.from_json(row)
+    assert math.isnan(back.sets["standing"].after.value) and math.isnan(back.sets["general"].after.value)
+    assert back.sets["standing"].before == report.sets["standing"].before and back.reasons == report.reasons
+    assert regression(back.sets["standing"]) in back.regressions
+    assert "not a number" in page(back)
+    write_json(tmp_path / "facts.json", {"loss": [1.0, math.nan, (math.inf,)]})
+    assert strictly((tmp_path / "facts.json").read_text("utf-8")) == {"loss": [1.0, None, [None]]}
+    Output(json=True, settings=Settings(home=tmp_path)).result({"report": report, "seconds": math.nan})
+    shown = strictly(capsys.readouterr().out)
+    assert shown["seconds"] is None and shown["report"]["sets"]["standing"]["after"]["low"] is None
+
+
+def test_a_margin_that_is_no_number_comes_back_as_well() -> None:
+    found = result("general", [(math.nan, 1)] * 9, [(1.0, 1)] * 9, seed=1)
+    report = Report("c", "b", 9, 9, found.before, found.after, found.difference, False, [], sets={"general": found})
+    assert math.isnan(found.margin) and math.isnan(
+        Report.from_json(strictly(json.dumps(report.to_json()))).sets["general"].margin
+    )
 
 
 def test_chance_is_told_from_knowledge_by_the_exact_tail() -> None:

@@ -19,7 +19,8 @@ from appliance.tuning import report_page
 from appliance.tuning.blind import Comparison, Question, Result
 from appliance.tuning.report import Figure, Line, Report, Sample, SetResult
 from appliance.tuning.report_page import PROMISED, Facts, page, verdict
-from appliance.tuning.run_folder import write_json
+from appliance.tuning.run_folder import read_json, write_json
+from appliance.tuning.verdicts import CUT_SHORT
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)> & "quotes" \x00\x1b \ud800 ثم'
 VOID = {"meta", "line", "circle", "rect", "br", "path"}
@@ -168,6 +169,8 @@ def test_the_verdict_is_one_sentence_that_names_what_was_lost() -> None:
     assert refused.startswith("Refused") and "Knows the right one of four answers" in refused and refused.count(". ") == 0
     assert "not certain" in verdict(report(passed=False))
     assert "only 3" in verdict(dataclasses.replace(report(passed=False), n=3))
+    cut = one_set("knowledge", "Knowledge", "not informative", note=f"{CUT_SHORT}: 6 items were asked.")
+    assert "too little time" in verdict(dataclasses.replace(report(passed=False), sets={"knowledge": cut}))
     read = Reader(page(report(passed=False, lost=True), facts=facts(aliases=())))
     assert "It does not serve" in read.text and "--accept REASON" in read.text and "Worse" in read.text
 
@@ -205,14 +208,17 @@ def test_a_figure_that_is_no_number_breaks_nothing() -> None:
 
 
 class Silent:
-    """A handler that has nothing to say."""
+    """A handler that has nothing to say, or always the same."""
+
+    def __init__(self, words: str = "") -> None:
+        self.words = words
 
     name, slots, context = "silent", 1, 100
 
     async def start(self) -> None: ...
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:  # noqa: ARG002
-        yield Chunk("", finish="stop")
+        yield Chunk(self.words, finish="stop")
 
     async def count(self, messages: Sequence[Message]) -> int:
         return len(messages)
@@ -240,6 +246,39 @@ async def test_what_people_chose_stands_in_the_next_report(settings: Settings, t
         comparison.choose(pair, "t", "ann")
     read = Reader(page(mine, facts=report_page.gather(settings, "new")))
     assert "Nobody has preferred either of old and new yet." in read.text and "Nobody has compared" not in read.text
+
+
+async def test_what_people_chose_is_part_of_the_same_report_also_afterwards(settings: Settings, tmp_path: Path) -> None:
+    registry, models = Registry(settings.models), []
+    for id in ("new", "old"):
+        (tmp_path / id).mkdir()
+        (tmp_path / id / "model.gguf").write_text(id)
+        models.append(registry.add(tmp_path / id, id=id, kind="base", title=id, licence="MIT", context=8))
+    mine = dataclasses.replace(report(), candidate="new", baseline="old")
+    assert report_page.with_people(settings, mine) is mine and mine.to_json()["people"] == {}
+    paths = [settings.runs / "r1" / "report.json", settings.runs / "r1" / "named" / "n" / "report.json"]
+    paths.append(settings.reports / "new-against-old.json")
+    for path in paths:
+        write_json(path, mine.to_json() | {"parity": 1})
+        report_page.save(settings, mine, path.with_suffix(".html"))
+    other = settings.runs / "r2" / "report.json"
+    write_json(other, report().to_json())
+    write_json(settings.runs / "r3" / "report.json", {"candidate": "new", "baseline": "old"})
+    comparison = Comparison(settings, *models)
+    await comparison.answer((Silent("new"), Silent("old")), [Question(str(n), f"Why {n}?") for n in range(9)], tokens=5)
+    for pair in comparison.pairs().values():
+        comparison.choose(pair, "1" if comparison.shown(pair, "ann")[0] == "new" else "2", "ann")
+    report_page.people_chose(settings, "old", "new")
+    for path in paths:
+        row = read_json(path)
+        assert row["people"]["b"] == "new" and row["people"]["wins"] == [0, 9] and row["people"]["certain"], path
+        assert row["parity"] == 1 and Report.from_json(row).people == row["people"]
+        assert "new was preferred 9 times" in Reader(path.with_suffix(".html").read_text("utf-8")).text, path
+    assert read_json(other)["people"] == {}
+    carried = report_page.with_people(settings, mine)
+    assert "new was preferred 9 times and old never" in Reader(page(carried)).text, "also where only the report is there"
+    assert Reader(page(carried, facts=report_page.gather(settings, "new"))).text.count("new was preferred") == 1
+    assert "Nobody has compared" in page(dataclasses.replace(mine, people={"a": "old", "wins": 3}))
 
 
 def test_what_is_on_disk_is_gathered(settings: Settings, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from appliance.tuning import dataset
 from appliance.tuning.examples import Example
 from appliance.tuning.licences import forbids
 from appliance.tuning.selection import REASONS, Plan, plan
-from appliance.tuning.store import ExampleStore, author_key
+from appliance.tuning.store import ExampleStore
 
 WORDS = [
     "river", "poem", "angle", "magnet", "castle", "verb", "seed", "sum", "light", "frog", "map", "tense", "bridge", "planet",
@@ -128,7 +128,7 @@ def test_a_correction_takes_the_place_of_the_reply_and_becomes_a_preference(data
         "Creative Commons Attribution 4.0 International",
         "https://creativecommons.org/licenses/by/4.0/", "CC BY 4.0 (OpenStax, 2020)", "MIT", "The MIT License", "Apache-2.0",
         "Apache License 2.0", "BSD-3-Clause", "public domain", "OGL-UK-3.0", "Open Government Licence v3.0", "own work",
-        "MIT OR GPL-3.0", "MIT and CC BY 4.0",
+        "MIT OR GPL-3.0", "MIT and CC BY 4.0", "CC0 (no rights reserved)", "CC BY 4.0 (OpenStax, text or pictures)",
     ],
 )  # fmt: skip
 def test_licences_that_allow_training(name: str) -> None:
@@ -143,6 +143,9 @@ def test_licences_that_allow_training(name: str) -> None:
         ("GPL-3.0", "alike"), ("MIT and CC BY-SA 4.0", "alike"), ("All rights reserved", "rights"), ("", "not stated"),
         ("none", "not one"), ("commit", "not one"), ("Llama 3 Community License", "not one"), ("unknown", "not one"),
         ("no licence", "not one"), ("CC", "not one"), ("4.0", "not one"), ("© 2024 A Publisher", "not one"),
+        ("CC BY 4.0 (not for training)", "limited"), ("CC BY 4.0 (text only)", "limited"),
+        ("MIT (except chapter 3)", "limited"), ("CC BY 4.0 (without the pictures)", "limited"),
+        ("CC BY 4.0 (No AI)", "limited"), ("CC BY 4.0 (text only, pictures CC0 or MIT)", "limited"),
         ("CC BY 4.0 (no derivatives)", "changed"), ("MIT, except chapter 3", "not one"), ("BSL 1.1", "not one"),
     ],
 )  # fmt: skip
@@ -274,7 +277,7 @@ def test_nothing_personal_is_left_in_what_is_trained_on(database: Database, tmp_
         assert "xanthippe" not in text.casefold() and "quorndale" not in text.casefold() and "canary@" not in text
     assert data.card["redactions"] == found.redactions
     beside = next(example for example in found.examples if example.id == "beside")
-    assert beside.author == author_key(canary).replace(canary, "") and beside.author.startswith("person-")
+    assert beside.author == ExampleStore(database).people.author(canary) and beside.author.startswith("person-")
     assert not any(canary in str(value) for value in beside.extra.values())
 
 
@@ -296,6 +299,7 @@ def test_the_same_store_gives_the_same_plan_in_whatever_order_it_was_filled(data
     first = made(database, tmp_path, rows)
     other = Database(tmp_path / "other.sqlite3")
     other.migrate()
+    (tmp_path / "people.key").write_bytes(database.path.with_name("people.key").read_bytes())  # the same box, made anew
     second = made(other, tmp_path, rows[::-1])
     other.close()
     assert first == second

@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from appliance import tables
 from appliance.audit import Audit
 from appliance.db import Database
-from appliance.errors import BadInput, Conflict, NotFound
+from appliance.errors import ApplianceError, BadInput, Conflict, NotFound
+from appliance.jobs import Jobs
 from appliance.redact import Roster
 from appliance.redact.roster import Pupil
 from appliance.registry import Registry
+from appliance.settings import Settings
 from appliance.tuning import dataset
-from appliance.tuning.erasing import erase_from_reports, erase_from_runs
+from appliance.tuning.erasing import erase_from_jobs, erase_from_reports, erase_from_runs
 from appliance.tuning.run_folder import read_json, write_json
-from appliance.tuning.store import ExampleStore, author_key, person_key
+from appliance.tuning.store import ExampleStore
 
 
 def row(number: int, **fields: Any) -> dict[str, Any]:
@@ -211,9 +215,107 @@ def test_a_withdrawn_person_is_gone_and_does_not_come_back(store: ExampleStore, 
     assert store.import_rows(new, reviewer="anna").withdrawn == 1
     assert store.withdrawn() == {"r1", "r2"}
     entry = Audit(database).entries()
-    assert [one.thing for one in entry if one.verb == "withdraw"] == [person_key("Wilhelmina Quorn")]
+    assert [one.thing for one in entry if one.verb == "withdraw"] == [store.people.key("Wilhelmina Quorn")]
     assert "Quorn" not in json.dumps([[one.thing, one.facts] for one in entry])
     Audit(database).verify()
+
+
+def test_nothing_is_left_in_the_file_of_rows_that_were_handled_before_they_were_withdrawn(
+    store: ExampleStore, database: Database, tmp_path: Path
+) -> None:
+    """Rows that grew, moved to other pages and were decided on leave copies where nothing but every connection wipes."""
+    rows = [feedback(n, author="Mo" if n % 10 == 0 else f"A{n}", note=f"Zymurgy-{n:03}x " * 9) for n in range(1, 401)]
+    store.import_rows(write(tmp_path / "a.jsonl", rows), reviewer="anna")
+    for n in range(1, 401, 2):
+        store.approve([f"r{n}"], "ben")
+    for n in range(10, 401, 10):
+        store.draft(f"r{n}", f"Zymurgy-{n:03}x is half written " * 20)
+        store.correct(f"r{n}", f"Zymurgy-{n:03}x should have been said " * 12, "ben")
+        store.correct(f"r{n}", "Zymurgy was the word.", "ben")
+    assert len(store.withdraw("Mo", by="anna")) == 40
+    raw = b"".join(path.read_bytes() for path in database.path.parent.glob(database.path.name + "*"))
+    assert [n for n in range(10, 401, 10) if f"Zymurgy-{n:03}x".encode() in raw] == []
+    assert all(f"Zymurgy-{n:03}x".encode() in raw for n in range(1, 401, 10)), "the others are still there"
+
+
+def test_a_row_that_turns_out_to_be_of_a_withdrawn_person_is_emptied(store: ExampleStore, tmp_path: Path) -> None:
+    store.withdraw("Mo", by="anna")
+    store.import_rows(write(tmp_path / "a.jsonl", [feedback(1), feedback(2, author="Ben"), feedback(3)]), reviewer="anna")
+    store.approve(["r1", "r2"], "ben")
+    later = write(tmp_path / "b.jsonl", [feedback(1, author="Mo"), feedback(2), feedback(4), feedback(4, author="Mo")])
+    done = store.import_rows(later, reviewer="anna", author="mo")
+    assert (done.added, done.updated, done.withdrawn, done.emptied) == (0, 0, 3, ("r1",)), "r2 is Ben's, whoever brings it"
+    assert [one.id for one in store.list()] == ["r2", "r3"] and store.withdrawn() == {"r1"}
+    gone = store.get("r1")
+    assert (gone.messages, gone.author, gone.source, gone.origin, gone.reviewed) == ((), "", "", "", "rejected")
+    assert store.import_rows(write(tmp_path / "c.jsonl", [feedback(1)]), reviewer="anna").withdrawn == 1
+    other = feedback(3, author="Mo", correction="Something else.")
+    with pytest.raises(BadInput, match="stands for something else"):
+        store.import_rows(write(tmp_path / "d.jsonl", [other]), reviewer="anna")
+
+
+def test_a_row_with_its_author_further_down_the_same_file_does_not_come_in(store: ExampleStore, tmp_path: Path) -> None:
+    store.withdraw("Mo", by="anna")
+    done = store.import_rows(write(tmp_path / "a.jsonl", [feedback(1), feedback(1, author="Mo")]), reviewer="anna")
+    assert (done.added, done.withdrawn) == (0, 1) and store.list() == []
+
+
+def test_where_it_came_from_goes_with_the_row(store: ExampleStore, database: Database, tmp_path: Path) -> None:
+    file = write(tmp_path / "quorn-homework.jsonl", [feedback(1, author="Mo", source="The notebook of W. Quorn")])
+    store.import_rows(file, reviewer="anna")
+    store.withdraw("Mo", by="anna")
+    assert (store.get("r1").source, store.get("r1").origin) == ("", "")
+    raw = b"".join(path.read_bytes() for path in database.path.parent.glob(database.path.name + "*"))
+    assert b"quorn-homework" not in raw and b"notebook" not in raw
+
+
+def test_one_namesake_who_withdraws_does_not_take_the_other_along(
+    store: ExampleStore, database: Database, tmp_path: Path
+) -> None:
+    Roster(database).replace([Pupil("P1", "Mei", "Zhanghe"), Pupil("P2", "Mei", "Zhanghe"), Pupil("P3", "Omar", "Hadarim")])
+    store.withdraw("P1", by="anna")
+    names = ["P1", "P2", "Mei Zhanghe", "Omar Hadarim"]
+    file = write(tmp_path / "a.jsonl", [feedback(n, author=name) for n, name in enumerate(names, start=1)])
+    assert store.import_rows(file, reviewer="anna").withdrawn == 2
+    assert [one.author for one in store.list()] == ["P2", "Omar Hadarim"], "under the name alone they are taken as P1's"
+    store.withdraw("Omar Hadarim", by="anna")
+    store.withdraw("P2", by="anna")
+    again = write(tmp_path / "b.jsonl", [feedback(8, author="P2"), feedback(9, author="P3")])
+    assert store.import_rows(again, reviewer="anna").withdrawn == 2, "a name that one alone bears stands for their id"
+
+
+def test_who_withdrew_by_name_before_there_was_a_roster_is_known_by_the_id_as_well(
+    store: ExampleStore, database: Database, tmp_path: Path
+) -> None:
+    store.withdraw("Zola Umtatana", by="anna")
+    Roster(database).replace([Pupil("P4", "Zola", "Umtatana"), Pupil("P5", "Omar", "Hadarim")])
+    file = write(
+        tmp_path / "a.jsonl", [feedback(1, author="P4"), feedback(2, author="Umtatana, Zola"), feedback(3, author="P5")]
+    )
+    assert store.import_rows(file, reviewer="anna").withdrawn == 2
+    assert [one.id for one in store.list()] == ["r3"]
+
+
+def test_a_digest_of_a_person_cannot_be_tried_out_without_the_key_of_the_box(
+    store: ExampleStore, database: Database, tmp_path: Path
+) -> None:
+    key = database.path.with_name("people.key")
+    mine = store.people.key("Mei Zhanghe")
+    assert key.stat().st_mode & 0o777 == 0o600 and len(key.read_bytes()) == 32
+    assert ExampleStore(database).people.key(" zhanghe  MEI") != mine == ExampleStore(database).people.key(" MEI zhanghe")
+    other = Database(tmp_path / "other" / "appliance.sqlite3")
+    other.migrate()
+    assert ExampleStore(other).people.key("Mei Zhanghe") != mine
+    other.close()
+    store.withdraw("Mei Zhanghe", by="anna")
+    kept = key.read_bytes()
+    key.unlink()
+    with pytest.raises(ApplianceError, match="missing"):
+        ExampleStore(database).import_rows(write(tmp_path / "a.jsonl", [feedback(1, author="Mei Zhanghe")]), reviewer="anna")
+    assert not key.exists(), "a new key would let back in who has withdrawn"
+    key.write_bytes(kept[:5])
+    with pytest.raises(ApplianceError, match="damaged"):
+        ExampleStore(database).trace("Mo")
 
 
 def test_a_pupil_is_found_by_id_and_by_name_in_either_order(store: ExampleStore, database: Database, tmp_path: Path) -> None:
@@ -255,9 +357,9 @@ def model(registry: Registry, tmp_path: Path, id: str, **facts: Any) -> None:
 def test_from_a_person_to_the_models_that_learned_from_them(store: ExampleStore, tmp_path: Path) -> None:
     rows = [feedback(n, author="Mo" if n % 10 == 0 else f"A{n}") for n in range(1, 41)]
     store.import_rows(write(tmp_path / "a.jsonl", rows), reviewer="anna")
-    made = [dataset.Example(one.id, one.messages, author=author_key(one.author)) for one in store.list()]
+    made = [dataset.Example(one.id, one.messages, author=store.people.author(one.author)) for one in store.list()]
     data = dataset.build(made, tmp_path / "data")
-    without = dataset.build([one for one in made if one.author != author_key("Mo")], tmp_path / "without")
+    without = dataset.build([one for one in made if one.author != store.people.author("Mo")], tmp_path / "without")
     for one in (data, data, without):
         store.record(one.digest, one)
     assert store.rows_of(data.digest) == {
@@ -310,6 +412,61 @@ def test_the_texts_leave_the_runs_and_the_reports_stay(tmp_path: Path) -> None:
     assert (clean / "data" / "train.jsonl").is_file() and (clean / "job.json").is_file()
     assert not broken.exists() and not half.exists(), "what was broken off must not be taken up again with those rows"
     assert erase_from_runs(tmp_path / "runs", {"r1"}) == () == erase_from_runs(tmp_path / "nowhere", {"r1"})
+
+
+def test_a_run_that_learns_from_preferences_is_known_by_them(store: ExampleStore, tmp_path: Path) -> None:
+    broken = tmp_path / "runs" / "broken"
+    broken.mkdir(parents=True)
+    write_json(broken / "job.json", {"train": [], "preferences": [{"id": "r1", "chosen": "a", "rejected": "b"}, "x"]})
+    assert erase_from_runs(tmp_path / "runs", {"r2"}) == ()
+    assert erase_from_runs(tmp_path / "runs", {"r1"}) == ("broken",) and not broken.exists()
+    store.import_rows(write(tmp_path / "a.jsonl", [feedback(1, author="Mo"), feedback(2)]), reviewer="anna")
+    asked = dataset.Example("r2", store.get("r2").messages)
+    data = dataset.Dataset(tmp_path, [asked], [], {})
+    store.record("d", data, ["r1", "r2"])
+    assert store.rows_of("d") == {"r1": "preference", "r2": "train"}
+    store.withdraw("Mo", by="anna")
+    assert list(store.withdrawn_from("d")) == ["r1"] and store.trace("Mo").earlier == ("r1",)
+
+
+def test_words_and_names_go_from_plans_cards_manifests_and_jobs(
+    store: ExampleStore, database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    rows = [row(1, author="Mo", licence="MIT"), row(2, author="Ben", licence="MIT")]
+    store.import_rows(write(tmp_path / "a.jsonl", rows), reviewer="anna")
+    named = [{"source": "", "author": who, "licence": "MIT"} for who in ("Mo", "Ben")]
+    report = {"sets": {"triggers": {"value": 0.5, "note": 'This one changed most: "Thabo asked".'}}, "samples": []}
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "model.gguf").write_text("weights")
+    write_json(tmp_path / "made" / "dataset.json", {"train": 2, "attribution": named})
+    registry = Registry(tmp_path / "models")
+    facts: dict[str, Any] = {"kind": "base", "title": "T", "licence": "MIT", "context": 64, "report": report}
+    registry.add(tmp_path / "made", id="tuned", **facts)
+    run = tmp_path / "runs" / "run"
+    (run / "named" / "second").mkdir(parents=True)
+    write_json(
+        run / "plan.json", {"triggers": ["Thabo asked"], "warnings": ["Thabo asked it"], "used": ["r1"], "attribution": named}
+    )
+    write_json(run / "named" / "second" / "report.json", {"passed": True})
+    (run / "named" / "second" / "report.html").write_text("<p>Thabo asked it</p>")
+    queue = Jobs(database, settings)
+    id = queue.enqueue("retrain", {}).id
+    with database.begin() as connection:
+        connection.execute(tables.jobs.update().where(tables.jobs.c.id == id).values(result={"report": report}))
+    store.withdraw("mo", by="anna")
+    folders = [tmp_path / "models", tmp_path / "runs"]
+    assert erase_from_reports(folders, {"r1"}, store.gone()) > 0 and erase_from_jobs(database, {"r1"}, store.gone()) == 1
+    left = [path.read_text("utf-8") for folder in folders for path in folder.rglob("*.*") if path.is_file()]
+    assert len(left) >= 5 and not any("Thabo" in text or '"Mo"' in text for text in left)
+    assert read_json(registry.folder("tuned") / "dataset.json")["attribution"] == named[1:]
+    assert read_json(run / "plan.json")["used"] == ["r1"]
+    assert Registry(tmp_path / "models").verify("tuned").report == {
+        "sets": {"triggers": {"value": 0.5, "note": ""}},
+        "samples": [],
+    }
+    with database.read() as connection:
+        assert "Thabo" not in json.dumps(connection.execute(sa.select(tables.jobs.c.result)).scalars().all())
+    assert erase_from_reports(folders, {"r1"}, store.gone()) == 0 == erase_from_jobs(database, {"r1"}, store.gone())
 
 
 def test_what_a_report_quotes_of_a_withdrawn_row_goes_as_well(tmp_path: Path) -> None:
