@@ -144,6 +144,9 @@ def _ask(out: Output, comparison: Comparison, pairs: Sequence[Pair], person: str
     open_still = len(comparison.open(pairs, person))
     result = comparison.result(*names) if not open_still else None
     if result is not None:
+        from appliance.tuning.report_page import people_chose
+
+        people_chose(out.settings, *names)  # the same report carries what people prefer
         out.say(f"\n{result.sentence}")
     else:
         out.say(f"\nKept. {open_still} of {len(pairs)} are left: run the same command again to go on.")
