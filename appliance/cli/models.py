@@ -129,9 +129,10 @@ def _say_lineage(out: Output, stands_on: dict[str, Any]) -> None:
     out.say("## Where it comes from\n")
     while True:
         rows = stands_on["rows"]
-        learned = sum(row["part"] == "train" for row in rows)
+        judged = sum(row["part"] == "held_out" for row in rows)
+        learned = len(rows) - judged
         gone = sum(row["withdrawn"] for row in rows)
-        told = f", learned from {learned} rows, judged by {len(rows) - learned}" if rows else ""
+        told = f", learned from {learned} rows, judged by {judged}" if rows else ""
         told += f", {gone} of them withdrawn since" if gone else ""
         out.say(f"- {stands_on['id']} ({stands_on['kind']}{told})" + (f", run {stands_on['run']}" if stands_on["run"] else ""))
         if not stands_on["parents"]:

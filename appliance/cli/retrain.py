@@ -34,14 +34,15 @@ async def retrain(out: Output, only_plan: bool, no_promote: bool, recipe_name: s
     from appliance.audit import unix_name
     from appliance.cli.worker import handlers
     from appliance.jobs import Jobs
-    from appliance.tuning.retrain import School, select
+    from appliance.tuning.retrain import School, plan, select
 
     recipe = recipe_called(recipe_name)
     payload = {"recipe": recipe.to_json() if recipe_name else None, "base": base, "promote": not no_promote}
     appliance = Appliance.open(out.settings)
     try:
-        chosen = await asyncio.to_thread(select, School(out.settings, appliance.registry, appliance.database))
-        for line in chosen.lines():
+        school = School(out.settings, appliance.registry, appliance.database)
+        chosen = await asyncio.to_thread(plan if only_plan else select, school)
+        for line in chosen.lines(every=only_plan):
             out.say(line) if only_plan else out.note(line)
         if only_plan:
             out.result(chosen.to_json())

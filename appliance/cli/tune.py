@@ -48,7 +48,7 @@ def tune() -> None:
 @click.argument("verb", type=click.Choice(VERBS), default="start")
 @click.argument("id", required=False)
 @click.option("--examples", type=click.Path(path_type=Path), help="JSONL or TOML file, or a folder of them.")
-@click.option("--base", default=None, help="Base model's id; the starter where left out.")
+@click.option("--base", default=None, help="Base model's id; that of what serves where left out.")
 @click.option("--method", type=click.Choice(["auto", "lora", "qlora", "lora8"]), default=None)
 @click.option("--name", default=None, help="The new model's id.")
 @click.option("--recipe", "recipe_name", default=None, metavar="NAME|FILE", help="A built-in recipe, or every knob as TOML.")
@@ -67,9 +67,12 @@ async def huggingface(out: Output, verb: str, id: str | None, **options: Any) ->
 
 async def _start_huggingface(out: Output, options: dict[str, Any]) -> int:
     from appliance.app import Appliance
+    from appliance.registry import check_id
 
     if options["examples"] is None:
         raise click.UsageError("Give the examples: --examples FILE.")
+    if options["name"] is not None:
+        check_id(options["name"])
     recipe = recipe_called(options["recipe_name"], options["method"])
     promote = not options["no_promote"]
     appliance = Appliance.open(out.settings)
@@ -270,6 +273,8 @@ def progress(out: Output) -> Callable[[dict[str, Any]], None]:
 def show(out: Output, result: TuneResult) -> None:
     """What a run made, as a person reads it."""
     show_report(out, result.report)
+    for reason in result.reasons if result.report.passed and not result.promoted else ():
+        out.say(reason)
     out.say("Steps: " + ", ".join(f"{step} {seconds(value)}" for step, value in result.seconds_by_step.items()))
     out.say(f"The run's folder, with report.html: {result.folder}")
     out.say(f"{result.id} {'serves now' if result.promoted else 'is kept and was not promoted'}.")

@@ -70,6 +70,7 @@ def handlers(appliance: Appliance) -> dict[str, Handler]:
 
         from appliance.tuning.pipeline import tune as pipeline
         from appliance.tuning.recipe import Recipe
+        from appliance.tuning.screening import Screen
 
         await asyncio.to_thread(appliance.ensure_starter)
         asked = job.payload
@@ -84,6 +85,7 @@ def handlers(appliance: Appliance) -> dict[str, Handler]:
             promote=asked["promote"],
             on_progress=spoken(tell),
             promote_with=appliance.promote,
+            screen=Screen(appliance.database),
         )
         return record_of(result)
 

@@ -21,7 +21,7 @@ from appliance.tuning.evaluate import evaluate
 from appliance.tuning.examples import Example
 from appliance.tuning.huggingface import HuggingFaceTuner
 from appliance.tuning.report import Report
-from appliance.tuning.run_folder import read_json, write_json
+from appliance.tuning.run_folder import only_run, read_json, write_json
 from appliance.tuning.sets import Sets
 from appliance.tuning.standing import Standing
 
@@ -46,8 +46,14 @@ async def judge(
     """Ask a model and its rival everything, and write the report as JSON and as a page below `HOME/reports`.
 
     against: an id; None is what serves on the same base, else the base. A model whose run is gone, or which was not made here,
-    is judged by the project's own conversations in place of held-out ones. Raises NotFound, BadInput, ModelUnavailable.
+    is judged by the project's own conversations in place of held-out ones. Raises NotFound, BadInput, UnderWay,
+    ModelUnavailable.
     """
+    with only_run(settings.run / "tune.lock"):  # what is withdrawn meanwhile is erased from the report after it was written
+        return await _judge(settings, name, against, on_item)
+
+
+async def _judge(settings: Settings, name: str, against: str | None, on_item: Callable[[int, int], None]) -> Judged:
     registry = Registry(settings.models)
     candidate = registry.verify(name)
     rival = registry.verify(against) if against else rival_of(registry, candidate)
@@ -65,7 +71,7 @@ async def judge(
             triggers=plan.get("triggers", []), names=(rival.id, candidate.id), cache=settings.standing / "answered",
             keys=(_key(registry, rival), _key(registry, candidate)), budget=settings.gate_seconds or None, on_item=on_item,
         )  # fmt: skip
-    if run and not against and candidate.kind == "adapter":
+    if run and not against and candidate.kind != "base":
         facts = {key: value for key, value in (candidate.report or {}).items() if key in ("parity", "training")}
         registry.judged(candidate.id, report.to_json() | facts)
     path = settings.reports / f"{candidate.id}-against-{rival.id}.json"

@@ -1,8 +1,8 @@
 """What models and tuning runs take on the disk, and which of them nobody needs any more.
 
-Kept in any case: what serves or may be gone back to, what a task or subject was given, every base that something stands on, and
-the newest runs and candidates. A removed run leaves its report; a removed model leaves nothing, its run still has the adapter
-until the run goes too.
+Kept in any case: what serves or may be gone back to, what a task or subject was given, the runs that made those, every base
+that something stands on, and the newest runs and candidates. A removed run leaves its reports, a broken-off one nothing; a
+removed model leaves nothing, its run still has the adapter until the run goes too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from appliance.registry import Manifest, Registry
 from appliance.tuning.run_folder import only_run, read_json
 
 KEEP = 5
-LEFT = ("report.json", "report.html", "result.json", "recipe.json", "loss.jsonl", "loss.svg", "versions.json")
+LEFT = ("name.json", "report.json", "report.html", "result.json", "recipe.json", "loss.jsonl", "loss.svg", "versions.json")
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,15 @@ def usage(folder: Path) -> int:
 
 
 def plan(registry: Registry, runs: Path, keep: int = KEEP) -> Doomed:
-    """Candidates and runs beyond the newest `keep` of each that nothing needs."""
+    """Candidates and runs beyond the newest `keep` of each that nothing needs, and broken-off runs that newer ones followed."""
     models = registry.list()
     needed = {name for model in models for name in (model.base, *model.parents) if name}
     idle = [model for model in models if model.kind != "base" and not model.aliases and model.id not in needed]
     doomed_models = idle[: max(0, len(idle) - keep)]  # the list is oldest first
-    finished = sorted((path for path in _finished(runs)), key=lambda path: (path / "result.json").stat().st_mtime)
-    heavy = [path for path in finished if any(child.name not in LEFT for child in path.iterdir())]
-    doomed_runs = heavy[: max(0, len(heavy) - keep)]
+    finished, dead = _runs(runs)
+    serving = {model.id for model in models if model.aliases}
+    heavy = [path for path in finished if _rest(path)]
+    doomed_runs = dead + [path for path in heavy[: max(0, len(heavy) - keep)] if not serving & _made(path)]
     freed = sum(model.bytes for model in doomed_models) + sum(_weight(path) for path in doomed_runs)
     return Doomed([model.id for model in doomed_models], doomed_runs, freed)
 
@@ -56,23 +57,58 @@ def plan(registry: Registry, runs: Path, keep: int = KEEP) -> Doomed:
 def prune(registry: Registry, doomed: Doomed, lock: Path) -> None:
     """Remove what `plan` named. Raises UnderWay during a tuning run, Conflict where a model came to be needed."""
     with only_run(lock):
-        for name in doomed.models:
-            registry.remove(name)
-        for path in doomed.runs:
-            try:
-                for child in path.iterdir():
-                    if child.name not in LEFT:
-                        shutil.rmtree(child) if child.is_dir() else child.unlink()
-            except OSError as error:
-                raise from_os_error(error, f"clearing the run {path.name}") from None
+        clear(registry, doomed)
 
 
-def _finished(runs: Path) -> Iterable[Path]:
-    return [path.parent for path in runs.glob("*/result.json") if isinstance(read_json(path), dict)]
+def clear(registry: Registry, doomed: Doomed) -> None:
+    """`prune` for who holds the lock of tuning runs already."""
+    for name in doomed.models:
+        registry.remove(name)
+    for path in doomed.runs:
+        try:
+            for child in _rest(path):
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
+            if not _results(path):
+                shutil.rmtree(path)
+        except OSError as error:
+            raise from_os_error(error, f"clearing the run {path.name}") from None
+
+
+def _runs(runs: Path) -> tuple[list[Path], list[Path]]:
+    """Finished runs, the one that ended last at the end; and those that were broken off before that one ended."""
+    ended, broken = {}, []
+    for path in runs.glob("[!.]*/"):
+        if results := _results(path):
+            ended[path] = max(result.stat().st_mtime for result in results)
+        else:
+            broken.append(path)
+    newest = max(ended.values(), default=0.0)
+    return sorted(ended, key=lambda path: ended[path]), [path for path in sorted(broken) if _touched(path) < newest]
+
+
+def _results(run: Path) -> list[Path]:
+    """The records that say how a run ended, under its first name and under others."""
+    return [path for path in (*run.glob("result.json"), *run.glob("named/*/result.json")) if isinstance(read_json(path), dict)]
+
+
+def _made(run: Path) -> set[str]:
+    """The ids of the models that a run made."""
+    return {str(read_json(path).get("id")) for path in _results(run)}
+
+
+def _touched(run: Path) -> float:
+    return max(path.stat().st_mtime for path in (run, *run.iterdir()))
+
+
+def _rest(run: Path) -> list[Path]:
+    """What of a finished run may go: all but its reports, and those under other names."""
+    rest = [child for child in run.iterdir() if child.name not in (*LEFT, "named")]
+    return rest + [child for other in run.glob("named/*/") for child in other.iterdir() if child.name not in LEFT]
 
 
 def _weight(path: Path) -> int:
-    return sum(usage(child) if child.is_dir() else child.stat().st_size for child in path.iterdir() if child.name not in LEFT)
+    going = _rest(path) if _results(path) else [path]
+    return sum(usage(child) if child.is_dir() else child.stat().st_size for child in going)
 
 
 def describe(models: Iterable[Manifest], runs: Path) -> dict[str, int]:

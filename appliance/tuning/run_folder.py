@@ -15,14 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import StorageFull, UnderWay, from_os_error
+from appliance.errors import BadInput, StorageFull, UnderWay, from_os_error
 from appliance.files import write_atomically
+from appliance.tuning.report import finite
 
 MEGABYTE = 1_000_000
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """A figure that is no finite number is written as null: JSON knows no other."""
+    write_atomically(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -61,7 +63,10 @@ class RunFolder:
         """Where the verdict on the model `id` is kept: here for the first name of this run, else in a folder of its own.
 
         The same training under a second name is judged against what serves then, and must not overwrite the first verdict.
+        Raises BadInput for a name that would lead out of the run.
         """
+        if id.startswith(".") or Path(id).name != id:
+            raise BadInput(f"{id!r} cannot be the name of a model.", "Use small letters, digits, dots and dashes.")
         first = read_json(self.path / "name.json")
         if not isinstance(first, dict) or "id" not in first:
             first = {"id": id}

@@ -55,6 +55,47 @@ def test_only_what_nothing_needs_goes_and_reports_stay(settings: Settings) -> No
     assert retention.plan(registry, settings.runs, keep=1) == retention.Doomed([], [], 0)
 
 
+def test_reports_under_other_names_stay_and_the_rest_of_them_goes(settings: Settings) -> None:
+    old = run(settings.runs, "old", 100)
+    other = old / "named" / "second"
+    (other / "done").mkdir(parents=True)
+    for name in ("report.json", "report.html", "result.json"):
+        (other / name).write_text("{}")
+    (old / "name.json").write_text(json.dumps({"id": "old"}))
+    registry = Registry(settings.models)
+    retention.prune(registry, retention.plan(registry, settings.runs, keep=0), settings.run / "tune.lock")
+    assert sorted(path.name for path in other.iterdir()) == ["report.html", "report.json", "result.json"]
+    assert sorted(path.name for path in old.iterdir()) == ["name.json", "named", "report.json", "result.json"]
+    assert retention.plan(registry, settings.runs, keep=0) == retention.Doomed([], [], 0)
+
+
+def test_the_run_that_made_what_serves_stays(settings: Settings) -> None:
+    registry = Registry(settings.models)
+    add(registry, "base", None)
+    add(registry, "a", "base")
+    registry.promote("a")
+    run(settings.runs, "a", 100)
+    newer = run(settings.runs, "newer", 50)
+    assert retention.plan(registry, settings.runs, keep=0).runs == [newer]
+
+
+def test_broken_off_runs_go_once_a_newer_one_has_ended(settings: Settings) -> None:
+    registry = Registry(settings.models)
+    ended = run(settings.runs, "ended", 100)
+    dead, alive = settings.runs / "dead", settings.runs / "alive"
+    for folder, age in ((dead, 200), (alive, 10)):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "weights").write_bytes(b"x" * 1000)
+        for path in (folder / "checkpoints", folder):
+            os.utime(path, (1_790_000_000 - age, 1_790_000_000 - age))
+    hidden = settings.runs / ".new"
+    hidden.mkdir()
+    doomed = retention.plan(registry, settings.runs, keep=1)
+    assert (doomed.runs, doomed.bytes) == ([dead], 1000)
+    retention.prune(registry, doomed, settings.run / "tune.lock")
+    assert not dead.exists() and alive.is_dir() and hidden.is_dir() and (ended / "adapter").is_dir()
+
+
 def test_nothing_goes_while_a_run_is_under_way(settings: Settings) -> None:
     registry = Registry(settings.models)
     old = run(settings.runs, "old", 100)
