@@ -71,6 +71,7 @@ async def _judge(settings: Settings, name: str, against: str | None, on_item: Ca
             triggers=plan.get("triggers", []), names=(rival.id, candidate.id), cache=settings.standing / "answered",
             keys=(_key(registry, rival), _key(registry, candidate)), budget=settings.gate_seconds or None, on_item=on_item,
         )  # fmt: skip
+    report = report_page.with_people(settings, report)
     if run and not against and candidate.kind != "base":
         facts = {key: value for key, value in (candidate.report or {}).items() if key in ("parity", "training")}
         registry.judged(candidate.id, report.to_json() | facts)

@@ -30,6 +30,7 @@ from appliance.tuning.launch import gpus_here
 from appliance.tuning.parity import CHOSEN, CONVERSATIONS
 from appliance.tuning.parity import parity as same_answers
 from appliance.tuning.recipe import Recipe
+from appliance.tuning.report import finite
 from appliance.tuning.run_folder import RunFolder, read_json, write_json
 from appliance.tuning.sets import Sets
 from appliance.tuning.standing import Standing
@@ -226,7 +227,8 @@ async def register(work: Work, trained: Trained, report: Report) -> dict[str, An
         sync_tree(incoming)
     except OSError as error:
         raise from_os_error(error, "registering the new model") from None
-    origin, record = work.origin, report.to_json() | {"parity": work.run.finished("parity"), "training": trained.facts}
+    facts = {"parity": work.run.finished("parity"), "training": trained.facts}
+    origin, record = work.origin, finite(report.to_json() | facts)
     title = f"{origin.title}, tuned on {len(work.data.train)} examples"
     manifest = await asyncio.to_thread(
         lambda: work.registry.add(
