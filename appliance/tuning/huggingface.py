@@ -28,7 +28,7 @@ from appliance.settings import load as load_settings
 from appliance.tuning import checkpoints, dataset
 from appliance.tuning.dataset import Dataset
 from appliance.tuning.gguf import folder_digest
-from appliance.tuning.launch import gpus_here, launch_command
+from appliance.tuning.launch import LOOPBACK, gpus_here, launch_command
 from appliance.tuning.parity import Reference
 from appliance.tuning.recipe import Recipe
 from appliance.tuning.run_folder import RunFolder, read_json, write_json
@@ -226,7 +226,7 @@ async def run_child(folder: Path, tell: OnProgress) -> dict[str, Any]:
     job = read_json(folder / "job.json") or {}
     command = launch_command(Recipe(**job.get("recipe", {})), gpus_here())
     path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | QUIET_THREADS | {"PYTHONPATH": path}
+    environment = os.environ | QUIET_THREADS | LOOPBACK | {"PYTHONPATH": path}
     with (folder / "train.log").open("ab") as log:
         child = await asyncio.create_subprocess_exec(
             *command, str(folder), env=environment,

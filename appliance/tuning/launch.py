@@ -14,6 +14,8 @@ from appliance.errors import Unsupported
 from appliance.tuning.recipe import Recipe
 
 MODULE = "appliance.tuning.train_child"
+# By address and through the loopback alone: a bare machine may know neither its own name nor "localhost".
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def gpus_here(driver: Path = Path("/proc/driver/nvidia/gpus")) -> int:
@@ -40,7 +42,8 @@ def launch_command(recipe: Recipe, gpus: int) -> list[str]:
     if count == 1:
         return [sys.executable, "-m", MODULE]
     return [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", "tuning", "--local-addr", "127.0.0.1",
         "--nproc-per-node", str(count), "--max-restarts", "0", "-m", MODULE,
     ]  # fmt: skip
 

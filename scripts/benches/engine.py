@@ -128,10 +128,19 @@ def llama_server(model: Path, threads: int, slots: int) -> contextlib.AbstractCo
     return started("llama-server", command, {}, base_url="http://127.0.0.1:18231")
 
 
+# The wheel keeps its processor back ends beside the library, where llama_cpp does not look by itself.
+PYTHON_SERVER = """
+import runpy
+from appliance.engine.llama import _library
+_library()
+runpy.run_module("llama_cpp.server", run_name="__main__")
+"""
+
+
 def python_server(model: Path, threads: int) -> contextlib.AbstractContextManager[Server]:
     command = [
-        sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--n_threads", str(threads), "--n_ctx", "3072",
-        "--port", "18232", "--interrupt_requests", "False",
+        sys.executable, "-c", PYTHON_SERVER, "--model", str(model), "--n_threads", str(threads), "--n_ctx", "3072",
+        "--port", "18232", "--interrupt_requests", "false", "--verbose", "false",
     ]  # fmt: skip
     return started("llama_cpp.server", command, {}, base_url="http://127.0.0.1:18232")
 
