@@ -152,6 +152,9 @@ def train(folder: Path, job: dict[str, Any], voice: TextIO) -> dict[str, Any]:
         write_json(folder / "versions.json", versions())
     started = time.monotonic()
     outcome = trainer.run(made, newest)
+    if together() > 1:
+        # The others' work is done. A process that ends with its group alive may be aborted by a thread of the group's.
+        torch.distributed.destroy_process_group()
     if rank() != 0:
         return {}
     seconds = time.monotonic() - started
