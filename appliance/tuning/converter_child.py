@@ -29,7 +29,7 @@ def main() -> int:
     network.stay_offline()
     order = json.loads(sys.stdin.read())
     # The kernel's own clock: it also ends a child that hangs in native code, or whose parent was killed.
-    signal.alarm(order.pop("seconds"))
+    signal.setitimer(signal.ITIMER_REAL, order.pop("seconds"))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory(order.pop("memory"))
     home, verb = Path(order.pop("home")), order.pop("verb")
