@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance import network
@@ -24,7 +25,8 @@ from appliance.engine.loaded import ModelFiles
 from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.engine.pool import Active, Pool
 from appliance.engine.quotes import Quotes
-from appliance.errors import BadInput, GateNotPassed, ModelUnavailable, NotFound, from_os_error
+from appliance.engine.serving_choice import Choice, Chosen
+from appliance.errors import ApplianceError, BadInput, GateNotPassed, ModelUnavailable, NotFound, from_os_error
 from appliance.jobs import held
 from appliance.knowledge.library import Library
 from appliance.registry import Manifest, Registry
@@ -32,10 +34,12 @@ from appliance.settings import Settings
 from appliance.supervisor import end
 
 if TYPE_CHECKING:
-    from appliance.engine.handler import Source
+    from appliance.engine.handler import Handler, Source
 
 # A cold engine imports torch and loads the embedder: seconds on a quick machine, half a minute on an old busy one.
 ENGINE_START_SECONDS = 120.0
+# Conversations in a batch of the transformers back end, where no setting says.
+TRANSFORMERS_SLOTS = {"cpu": 4, "cuda": 32}
 
 
 class Appliance:
@@ -106,11 +110,25 @@ class Appliance:
         model = self.registry.folder(base.id) / "model.gguf"
         digest = base.files["model.gguf"].sha256 if "model.gguf" in base.files else ""
         context = context_of(base, self.settings)  # of the base: all that was tuned on it shares one batch
+        weights, tuned = self._weights(manifest)
         if not manifest.base:
-            return ModelFiles(manifest.id, model, None, context, digest=digest)
+            return ModelFiles(manifest.id, model, None, context, digest=digest, weights=weights, tuned=tuned)
         adapter = self.registry.folder(manifest.id) / "adapter.gguf"
         worn = manifest.files["adapter.gguf"].sha256 if "adapter.gguf" in manifest.files else ""
-        return ModelFiles(manifest.id, model, adapter, context, base.id, digest, worn)
+        return ModelFiles(manifest.id, model, adapter, context, base.id, digest, worn, weights, tuned)
+
+    def _weights(self, manifest: Manifest) -> tuple[Path | None, Path | None]:
+        """The folders with a verified model's Hugging Face weights and with its adapter to them; None where there are none."""
+        try:
+            origin = self.registry.verify(manifest.origin)
+        except ApplianceError:
+            return None, None  # what a merged model was made of may be damaged; it needs it no more
+        if "hf/config.json" not in origin.files:
+            return None, None
+        weights, tuned = (self.registry.folder(id) / "hf" for id in (origin.id, manifest.id))
+        if origin.id == manifest.id:
+            return weights, None
+        return (weights, tuned) if "hf/adapter_config.json" in manifest.files else (None, None)
 
     @asynccontextmanager
     async def running_engine(
@@ -310,3 +328,55 @@ def _require_gate(manifest: Manifest, champion: Manifest | None) -> None:
 def context_of(manifest: Manifest, settings: Settings) -> int:
     """Tokens of a conversation: the setting where one is given, never more than the model was made for."""
     return min(manifest.context, settings.context or manifest.context)
+
+
+def serving_choice(settings: Settings, *, fitting: Callable[[int], str], tuning: Callable[[], bool]) -> Choice:
+    """Which back end serves, with this box's settings: what the engine makes its handlers with.
+
+    fitting: the name of a model for so many bytes of memory. tuning: whether a tuning run computes on this machine now.
+    """
+    from appliance.engine import llama
+    from appliance.engine.scheduler import LlamaHandler
+    from appliance.engine.standing import Standing
+    from appliance.tuning.loading import weights_in
+
+    standing = Standing(settings.engine_cache)
+
+    def by_llama(files: ModelFiles, *, gpu_layers: int) -> Handler:
+        return LlamaHandler(
+            files.model, files.adapter, threads=settings.threads, context=files.context, slots=settings.slots,
+            queue=settings.queue, model_id=files.id, cache_mb=settings.cache_mb, standing=standing,
+            digest=files.digest, fitting=fitting, gpu_layers=gpu_layers,
+        )  # fmt: skip
+
+    def by_transformers(files: ModelFiles, chosen: Chosen, on_fault: Callable[[str], None]) -> Handler:
+        from appliance.engine.transformers_gpu import TransformersHandler
+
+        device = "cuda" if chosen.gpu else "cpu"
+        return TransformersHandler(
+            lambda: _torch_parts(files, chosen.precision, device), model_id=files.id, context=files.context,
+            slots=settings.slots or TRANSFORMERS_SLOTS[device], queue=settings.queue, cache_mb=settings.cache_mb,
+            adapter=files.id if files.tuned else "", on_fault=on_fault,
+        )  # fmt: skip
+
+    return Choice(
+        by_llama, by_transformers, setting=settings.backend, tuning=tuning, count=weights_in, offloads=llama.offloads
+    )  # fmt: skip
+
+
+def _torch_parts(files: ModelFiles, precision: str, device: str) -> tuple[Any, Any]:
+    """A model with its adapter, in its precision and where it shall stand, and its tokenizer."""
+    from appliance.tuning import loading
+
+    assert files.weights is not None
+    tokenizer = loading.load_tokenizer(files.weights)
+    small = precision == "nf4"
+    model = loading.load_base(
+        files.weights, dtype="bfloat16" if small else precision, quantised="nf4" if small else "", device=device
+    )
+    if files.tuned is not None:
+        from peft import PeftModel
+
+        loading.check_folder(files.tuned)
+        model = PeftModel.from_pretrained(model, str(files.tuned), local_files_only=True)
+    return model.eval(), tokenizer

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -43,6 +43,8 @@ STARTER_TOKENS = 80
 STARTER_PENALTY = 1.2
 UNCOVERED = "The school's documents do not cover this question. What follows does not come from them.\n\n"
 NOT_ASKED = "No documents were asked."
+NEAREST = "Nearest in the library"
+NEAREST_NAMED = 3
 STARTER_HEADING = "The starter model's own words (for trying the box; do not rely on them)"
 
 
@@ -104,12 +106,15 @@ class Chat:
         serving = await self._pool.serving(task)
         starter = await self._is_starter(model, serving)
         limit = max_tokens or (min(STARTER_TOKENS, self._settings.answer_tokens) if starter else self._settings.answer_tokens)
-        if self._pool.context > 0:
-            limit = min(limit, max(16, self._pool.context // 2))
+        context = serving.context or self._pool.context
+        if context > 0:
+            limit = min(limit, max(16, context // 2))
         render = partial(prompts.render, question, module=module, subject=subject, grade=grade)
-        plan = await self._fit(render, sources.passages, history, instructions, limit)
+        count = partial(self._pool.count, task=task, model=model)
+        room = context - limit if context > 0 else 10**9
+        plan = await self._fit(render, sources.passages, history, instructions, count, room, limit)
         request = Request(
-            plan.messages, model, limit, temperature, top_p=top_p, seed=seed, stop=tuple(stop), user=user.id,
+            plan.messages, model, limit, temperature, top_p=top_p, seed=seed, stop=tuple(stop), user=user.id, group=user.role,
             repeat_penalty=STARTER_PENALTY if starter else 1.0,
             passages=tuple(sources.passages), question=question, task=task,
         )  # fmt: skip
@@ -130,9 +135,9 @@ class Chat:
             yield Event("notice", {"message": "This chat has grown long: the assistant no longer sees its first messages."})
         said = lead = ""
         if starter:
-            lead = await self._quote(request, sources.covered)
+            lead = await self._quote(request, sources)
             yield Event("quotes", {"text": lead})
-        async with aclosing(self._words(request, plan.given, sources.covered, starter, last)) as events:
+        async with aclosing(self._words(request, plan.given, sources, starter, last)) as events:
             async for event in events:
                 said += event.data.get("delta", "")
                 yield event
@@ -142,14 +147,14 @@ class Chat:
         yield Event("done", {**about, **last})
 
     async def _words(
-        self, request: Request, given: int, covered: bool | None, starter: bool, last: dict[str, Any]
+        self, request: Request, given: int, sources: _Sources, starter: bool, last: dict[str, Any]
     ) -> AsyncGenerator[Event, None]:
         """The model's own words as events; what the last chunk said of the answer is put into `last`."""
         marks: Citations | None = None
         quoting = request.model == "quotes" or (request.model == "default" and last["handler"] == "quotes")
         if quoting and not request.passages:
             last |= {"model": "quotes", "handler": "quotes"}
-            yield Event("text", {"delta": NOT_ASKED if covered is None else NOT_COVERED})
+            yield Event("text", {"delta": sources.nothing()})
             return
         async with aclosing(self._pool.generate(request)) as chunks:
             async for chunk in chunks:
@@ -165,17 +170,17 @@ class Chat:
                 if marks is None:
                     quoting = chunk.handler == "quotes"
                     marks = Citations(len(request.passages) if quoting else given)
-                    if covered is False and not quoting and not starter:
+                    if sources.covered is False and not quoting and not starter:
                         yield Event("text", {"delta": UNCOVERED})
                 if delta := marks.feed(chunk.text):
                     yield Event("text", {"delta": delta})
         if marks is not None and (delta := marks.flush().rstrip()):
             yield Event("text", {"delta": delta})
 
-    async def _quote(self, request: Request, covered: bool | None) -> str:
+    async def _quote(self, request: Request, sources: _Sources) -> str:
         """What the documents say, in their own words: this leads while the model that serves is not to be relied on."""
         if not request.passages:
-            return NOT_ASKED if covered is None else NOT_COVERED
+            return sources.nothing()
         text = ""
         request = replace(request, model="quotes", max_tokens=1000, stop=())
         async with aclosing(self._pool.generate(request)) as chunks:
@@ -204,14 +209,15 @@ class Chat:
         passages: Sequence[Passage],
         history: Sequence[Message],
         instructions: str,
+        count: Callable[[Sequence[Message]], Awaitable[int]],
+        room: int,
         limit: int,
     ) -> _Plan:
-        """The largest prompt that leaves room for the answer: old turns go first, then passages, the instructions never."""
+        """The largest prompt of at most `room` tokens: old turns go first, then passages, the instructions never."""
         plans: list[tuple[Sequence[Message], Sequence[Any]]] = [(history[n:], passages) for n in range(0, len(history), 2)]
         plans += [((), passages[:n]) for n in range(len(passages), 0, -1)]
         plans += [((), [replace(passages[0], text=_shorten(passages[0].text, size))]) for size in (600, 250) if passages]
         plans.append(((), ()))
-        room = self._pool.context - limit if self._pool.context > 0 else 10**9
 
         async def measure(index: int) -> tuple[list[Message], int]:
             turns_kept, given = plans[index]
@@ -219,7 +225,7 @@ class Chat:
             if instructions:
                 messages[0] = Message(messages[0].role, f"{messages[0].content}\n\n{instructions}")
             try:
-                return messages, await self._pool.count(messages)
+                return messages, await count(messages)
             except ModelUnavailable:
                 return messages, 0  # quotes answer in this case, and they have no such limit
 
@@ -383,6 +389,13 @@ class _Sources:
     def facts(self) -> dict[str, Any]:
         return {**asdict(self), "passages": [asdict(passage) for passage in self.passages]}
 
+    def nothing(self) -> str:
+        """The answer while no passage is there to quote, with the titles that come nearest."""
+        if self.covered is None:
+            return NOT_ASKED
+        titles = [title for title in map(_plain, self.nearest[:NEAREST_NAMED]) if title]
+        return f"{NOT_COVERED} {NEAREST}: {', '.join(titles)}." if titles else NOT_COVERED
+
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
@@ -432,6 +445,11 @@ def _history(earlier: Sequence[Turn]) -> list[Message]:
         if text := reply.facts.get("lead") or reply.text:
             messages += [Message("user", question.text), Message("assistant", text)]
     return messages
+
+
+def _plain(title: str) -> str:
+    """A document's title inside an answer: nothing in it is a mark, a link or any other Markdown."""
+    return _shorten(" ".join(re.sub(r"[\[\]()<>*_`#|~\\!&]|\w+://", " ", title).split()), TITLE)
 
 
 def _shorten(text: str, size: int) -> str:

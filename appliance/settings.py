@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -46,6 +46,11 @@ class Settings(BaseSettings):
     slots: int = Field(0, ge=0, le=256, description="Conversations that run in one batch; 0 is what the machine bears.")
     cache_mb: int = Field(0, ge=0, description="Memory for what conversations share and keep; 0 is what the machine bears.")
     context: int = Field(0, ge=0, description="Tokens a conversation may hold; 0 takes what the model was made for.")
+    backend: Literal["auto", "llama", "transformers"] = Field(
+        "auto",
+        description="What computes answers: llama (llama.cpp), transformers (the model's Hugging Face weights), or auto: "
+        "transformers on a GPU that is free and large enough, llama.cpp for all else.",
+    )
     queue: int = Field(64, ge=1, description="Requests that may wait; one more is refused with a time to come back.")
     answer_tokens: int = Field(200, ge=16, le=8192, description="Longest answer, in the model's tokens.")
     extract_memory_mb: int = Field(512, ge=128, description="Memory a document's reader may use before it is stopped.")
@@ -138,6 +143,11 @@ class Settings(BaseSettings):
     def jobs(self) -> Path:
         """The record of each job, as it tells it."""
         return self.home / "jobs"
+
+    @property
+    def checks(self) -> Path:
+        """How well the search did, check after check."""
+        return self.home / "checks.jsonl"
 
     @property
     def starter(self) -> Path:

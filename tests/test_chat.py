@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +18,13 @@ from appliance.chat import LONGEST_QUESTION, NOT_ASKED, UNCOVERED, as_one_text, 
 from appliance.citations import Citations
 from appliance.conversations import short_title
 from appliance.engine.handler import Message
-from appliance.engine.quotes import NOT_COVERED
+from appliance.engine.pool import Active, Pool
+from appliance.engine.quotes import NOT_COVERED, Quotes
 from appliance.errors import BadInput, Conflict, ModelUnavailable, NotFound, NotSignedIn, TooLarge
+from appliance.knowledge.library import Found
 from appliance.running import Event
 from appliance.settings import Settings
+from tests.engine.serving import engine_on_a_socket
 from tests.web.box import ANSWER, LEAVES, make_box
 
 LEAF_QUESTION = "Why are leaves green?"
@@ -100,7 +104,21 @@ async def test_what_the_documents_do_not_cover_is_said(box: Any, me: User) -> No
     for model in ("quotes", "default"):
         box.pool.model = None
         answer = await box.chat.ask(me, "What is the capital of Peru?", model=model)
-        assert (answer["answer"], answer["handler"]) == (NOT_COVERED, "quotes")
+        assert (answer["answer"], answer["handler"]) == (f"{NOT_COVERED} Nearest in the library: The water cycle.", "quotes")
+
+
+async def test_nearest_titles_are_at_most_three_and_only_words(box: Any, me: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = ["[see](http://elsewhere.example) <b>*this*</b> [1]", "  \n ", "Rivers\nand seas", "A fourth"]
+
+    async def nothing(text: str, **_options: Any) -> Found:
+        return Found(False, False, [], titles if "rivers" in text else [])
+
+    monkeypatch.setattr(box.library, "search", nothing)
+    answer = await box.chat.ask(me, "Of rivers?", model="quotes")
+    assert answer["answer"] == f"{NOT_COVERED} Nearest in the library: see elsewhere.example b this /b 1, Rivers and seas."
+    assert (await box.chat.ask(me, "Of stars?", model="quotes"))["answer"] == NOT_COVERED
+    box.pool.starter = True
+    assert (await box.chat.ask(me, "Of rivers?"))["answer"].startswith(f"{NOT_COVERED} Nearest in the library: see")
 
 
 async def test_no_collections_means_no_documents(box: Any, me: User) -> None:
@@ -361,3 +379,50 @@ def test_small_words() -> None:
     assert clean_question("  a\x00b\r\nc\x1b[31m ") == "a b\nc [31m"
     assert short_title("word " * 40).endswith("word…") and len(short_title("word " * 40)) <= 60
     assert len(short_title("x" * 500)) == 60
+
+
+# --- a chat that grows longer than the model can read --------------------------------------------------------------------
+async def test_a_chat_that_outgrows_the_model_says_so_and_keeps_the_instructions_word_for_word(box: Any, me: User) -> None:
+    """Turn after turn in a stored chat: what is left out is said, the instructions never go, and no answer fails."""
+    box.pool.answer = words(60)
+    chat, dropped = None, 0
+    for turn in range(1, 26):
+        events = await listed(box.chat.answer(me, f"Question {turn}: {words(20)}", conversation=chat))
+        chat = events[0].data["conversation"]
+        assert events[-1].kind == "done" and events[-1].data["state"] == "done"
+        request = box.pool.requests[-1]
+        assert request.messages[0] == _prompt("x")[0], "the instructions, word for word"
+        assert f"Question {turn}:" in request.messages[-1].content
+        assert await box.pool.count(request.messages) + request.max_tokens <= box.pool.context
+        seen = [message.content for message in request.messages[1:-1] if message.role == "user"]
+        assert [text.split(":")[0] for text in seen] == [f"Question {n}" for n in range(turn - len(seen), turn)], "the newest"
+        notices = [event.data["message"] for event in events if event.kind == "notice"]
+        assert len(notices) == (len(seen) < turn - 1), "left out without a word, or a word for nothing"
+        dropped += bool(notices)
+        kept = box.chat.conversations.turn(me, events[0].data["turn"])
+        assert (kept.facts.get("notice") or "") == "".join(notices), "a page that is opened later shows it too"
+    assert 10 < dropped < 24
+
+
+@pytest.mark.llama
+async def test_a_real_model_answers_in_a_chat_that_outgrew_it(settings: Settings, starter_gguf: Path) -> None:
+    async def nothing(_text: str) -> list[Any]:
+        return []
+
+    async with engine_on_a_socket(starter_gguf) as engine:
+        await engine.load("starter")
+        pool = Pool(engine, Quotes(nothing), lambda _task: Active("starter", "Starter", False, 1024))
+        box = make_box(settings, pool=pool)
+        user, chat, notices = box.accounts.local_administrator(), None, []
+        for turn in range(9):
+            question = f"{turn} " + "Why is one half more than one third of it? " * 12
+            events = await listed(box.chat.answer(user, question, conversation=chat, collections=[]))
+            chat = events[0].data["conversation"]
+            assert events[-1].kind == "done" and events[-1].data["handler"] == "llama", events[-1]
+            assert events[-1].data["tokens"]["prompt"] + events[-1].data["tokens"]["completion"] <= 1024
+            notices.append("notice" in [event.kind for event in events])
+        assert notices[0] is False and notices[-1] is True
+        with pytest.raises(TooLarge, match=r"takes \d+ tokens"):
+            await listed(box.chat.complete(user, [Message("user", "word " * 3000)], collections=[]))
+        await box.chat.close()
+        box.database.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import importlib
 import os
 import signal
 import socket as socketlib
@@ -20,6 +21,8 @@ from appliance.errors import ApplianceError, BadInput, Conflict
 from appliance.settings import Settings
 
 PORT = click.IntRange(1, 65535)
+# asyncio accepts so many at one go, each a file of ours, before the first of them can be sent away.
+BACKLOG = 256
 
 
 @click.command()
@@ -60,8 +63,6 @@ async def serve(out: Output, host: str | None, port: int | None) -> int:
 @command
 async def web(out: Output, host: str | None, port: int | None, with_parent: bool) -> int:
     """The web process: pages, JSON and /v1. It holds no model."""
-    import importlib
-
     import uvicorn
 
     from appliance.app import Appliance
@@ -80,6 +81,7 @@ async def web(out: Output, host: str | None, port: int | None, with_parent: bool
     config = uvicorn.Config(
         application, host=settings.host, port=settings.port, access_log=False, server_header=False, log_level="warning",
         timeout_graceful_shutdown=5, timeout_keep_alive=15, h11_max_incomplete_event_size=64 * 1024, loop="asyncio",
+        http=_patient(), ws="none", backlog=BACKLOG,
     )  # fmt: skip
     await _until_told_to_stop(uvicorn.Server(config))
     await appliance.close()
@@ -93,13 +95,9 @@ async def engine(out: Output, with_parent: bool) -> int:
     """The engine process: language model and embedder on a Unix socket, no network."""
     import uvicorn
 
-    from appliance.app import Appliance
+    from appliance.app import Appliance, serving_choice
     from appliance.engine.embedder import Embedder
-    from appliance.engine.handler import Handler
-    from appliance.engine.loaded import ModelFiles
-    from appliance.engine.scheduler import LlamaHandler
     from appliance.engine.service import create_engine
-    from appliance.engine.standing import Standing
     from appliance.supervisor import end_with_parent
 
     settings = out.settings
@@ -107,28 +105,23 @@ async def engine(out: Output, with_parent: bool) -> int:
     if len(os.fsencode(socket)) > 100:
         raise BadInput(f"The path of the engine's socket is too long: {socket}.", "Choose a home folder with a shorter path.")
 
-    standing = Standing(settings.engine_cache)
-
-    def make(files: ModelFiles) -> Handler:
-        return LlamaHandler(
-            files.model, files.adapter, threads=settings.threads, context=files.context, slots=settings.slots,
-            queue=settings.queue, model_id=files.id, cache_mb=settings.cache_mb, standing=standing,
-            digest=files.digest, fitting=lambda memory: _fitting(settings, memory),
-        )  # fmt: skip
+    def tuning() -> bool:
+        return _locked(settings.run / "tune.lock")
 
     if with_parent:
         end_with_parent()
     appliance = Appliance.open(settings)
+    make = serving_choice(settings, fitting=lambda memory: _fitting(settings, memory), tuning=tuning)
     with _only_one(settings, "engine"):
         socket.unlink(missing_ok=True)  # left by a killed engine: the lock says that none is alive
         application = create_engine(
-            appliance.resolve, make, Embedder(settings.threads), tuning=lambda: _locked(settings.run / "tune.lock"),
+            appliance.resolve, make, Embedder(settings.threads), tuning=tuning,
             known=lambda: [model.id for model in appliance.registry.list()],
         )  # fmt: skip
         with _private_listener(socket) as listener:
             config = uvicorn.Config(
                 application, fd=listener.fileno(), access_log=False, log_level="warning", timeout_graceful_shutdown=5,
-                loop="asyncio",
+                loop="asyncio", http=_patient(), ws="none", backlog=BACKLOG,
             )  # fmt: skip
             await _until_told_to_stop(uvicorn.Server(config))
         socket.unlink(missing_ok=True)
@@ -154,6 +147,11 @@ def _locked(path: Path) -> bool:
     except OSError:
         return False
     return any(len(one) > 5 and one[1] == "FLOCK" and one[5].endswith(f":{number}") for one in held)
+
+
+def _patient() -> Any:
+    """uvicorn's HTTP, with an end to waiting for slow clients. By name, as the application: the two doors never import."""
+    return importlib.import_module("appliance.web.patience").protocol()
 
 
 async def _until_told_to_stop(server: Any) -> None:

@@ -1,7 +1,8 @@
 """Which engine serves on this machine: transformers on a GPU that is free and large enough, llama.cpp on the CPU for all else.
 
-Plain functions over what the machine has, and a memory of how the GPU failed. Starts and stops nothing, and asks nobody whether
-a tuning job runs (whoever looks says so). What `look` tells of a GPU follows torch's documentation; it is not tested on one.
+Plain functions over what the machine has, and a memory of how the GPU failed; `serving_choice.py` decides with them. Starts
+and stops nothing, and asks nobody whether a tuning job runs (whoever looks says so). What `look` tells of a GPU follows torch's
+documentation; it is not tested on one.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Backend = Literal["llama", "transformers"]
 WEIGHT_BYTES = {"bfloat16": 2.0, "nf4": 0.6}  # of memory for each weight; NF4 with its scales and what stays in 16 bits
 GPU_SPARE = 2 * 10**9  # bytes for the cache and the steps, at the least
 RETRY_SECONDS = 600.0  # after a GPU that had too little memory
+# What the drivers that torch knows (NVIDIA's, AMD's, and WSL's) leave in the system; torch is asked only where one of them is.
+DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/kfd", "/dev/dxg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,9 @@ class Machine:
 
 
 def look(*, tuning: bool = False) -> Machine:
-    """The machine as it is now."""
+    """The machine as it is now. Without a driver for a GPU, torch is not even imported."""
+    if not any(Path(path).exists() for path in DRIVERS):
+        return Machine(None, tuning)
     import torch
 
     if not torch.cuda.is_available():
@@ -60,9 +66,19 @@ class Fallback:
         self._until = 0.0
         self.reason = ""
 
+    @staticmethod
+    def passes(reason: str) -> bool:
+        """Whether what went wrong may be over in a while."""
+        return any(words in reason.lower() for words in ("out of memory", "not enough memory"))
+
     def failed(self, reason: str) -> None:
         self.reason = reason
-        self._until = self._clock() + RETRY_SECONDS if "out of memory" in reason.lower() else float("inf")
+        self._until = self._clock() + RETRY_SECONDS if self.passes(reason) else float("inf")
+
+    @property
+    def waits(self) -> bool:
+        """Whether the GPU is left alone now."""
+        return self._clock() < self._until
 
     def choose(self, machine: Machine, weights: int) -> Backend:
-        return "llama" if self._clock() < self._until else choose(machine, weights)
+        return "llama" if self.waits else choose(machine, weights)

@@ -145,6 +145,8 @@ def chunk_event(chunk: Chunk) -> dict[str, Any]:
     }
     if chunk.place is not None:
         body |= {"place": chunk.place, "wait": chunk.wait}
+    if chunk.handler:
+        body["handler"] = chunk.handler
     if chunk.usage is not None:
         body["usage"] = usage(chunk)
     return body
@@ -159,6 +161,7 @@ def completion(text: str, chances: list[TokenChance], last: Chunk) -> dict[str, 
         "object": "chat.completion",
         "created": int(time.time()),
         "model": last.model,
+        "handler": last.handler,
         "choices": [choice],
         "usage": usage(last),
     }

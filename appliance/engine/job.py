@@ -91,3 +91,27 @@ class Job:
         cut = len(self.held) - keep
         shown, self.held = self.held[:cut], self.held[cut:]
         return shown, False
+
+
+class Post:
+    """What a step has to say, handed over in one go when it is done.
+
+    Each hand-over wakes the coroutines' thread, and the interpreter's lock that it takes then would be missing in mid-step.
+    """
+
+    def __init__(self) -> None:
+        self._items: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Any], Any]]] = {}
+
+    def add(self, job: Job, item: Any) -> None:
+        self._items.setdefault(job.loop, []).append((job.outbox, item))
+
+    def deliver(self) -> None:
+        items, self._items = self._items, {}
+        for loop, posted in items.items():
+            with contextlib.suppress(RuntimeError):  # as in `send`
+                loop.call_soon_threadsafe(_put, posted)
+
+
+def _put(posted: list[tuple[asyncio.Queue[Any], Any]]) -> None:
+    for outbox, item in posted:
+        outbox.put_nowait(item)

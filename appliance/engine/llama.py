@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import numpy.typing as npt
 from appliance.errors import BadInput, ModelUnavailable
 
 BATCH = 512  # tokens that one decode call takes at most
+
+State = npt.NDArray[np.uint8]
 
 
 _FIRST = threading.Lock()
@@ -53,7 +56,22 @@ def _set_up() -> Any:
         ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
         ggml.ggml_backend_load_all_from_path(str(backends).encode())
     llama_cpp.llama_backend_init()
+    llama_cpp.appliance_short = _short_calls(llama_cpp)
     return llama_cpp
+
+
+def _short_calls(llama_cpp: Any) -> Any:
+    """Calls of microseconds, made with the interpreter's lock held.
+
+    ctypes gives the lock away for each call, and to have it back takes milliseconds where another thread is busy: sixteen
+    answers would wait for that sixteen times a step.
+    """
+    library = ctypes.PyDLL(llama_cpp.llama_cpp._lib._name)
+    for name in ("llama_sampler_sample", "llama_token_to_piece", "llama_vocab_is_eog"):
+        known = getattr(llama_cpp, name)
+        call = getattr(library, name)
+        call.argtypes, call.restype = known.argtypes, known.restype
+    return library
 
 
 def _free_memory() -> int:
@@ -65,18 +83,36 @@ def _free_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def offloads() -> bool:
+    """Whether this build of llama.cpp can compute on a GPU."""
+    return bool(_library().llama_supports_gpu_offload())
+
+
 class Llama:
     """A model file, and a cache of tokens that up to `sequences` conversations share.
 
-    context: tokens of one conversation, 0 for what the model was trained for. conversations: for how many of that length there
-    is room, as far as `cache_bytes` reach (0: a quarter of the memory that is free). Raises ModelUnavailable.
+    context: tokens of one conversation, 0 for what the model was trained for. apart: each sequence has `context` cells of its
+    own; otherwise all take theirs from one pool, with room for so many `conversations` of that length as far as `cache_bytes`
+    reach (0: a quarter of the memory that is free). Apart, a step costs what its sequences hold; in a pool, it also pays for
+    looking past everybody else's cells. gpu_layers: that a GPU computes where the build can, below 0 all. Raises
+    ModelUnavailable.
     """
 
     def __init__(
-        self, path: Path, *, threads: int, context: int, conversations: int = 1, sequences: int = 1, cache_bytes: int = 0
+        self,
+        path: Path,
+        *,
+        threads: int,
+        context: int,
+        conversations: int = 1,
+        sequences: int = 1,
+        cache_bytes: int = 0,
+        apart: bool = False,
+        gpu_layers: int = 0,
     ) -> None:
         lib = self._lib = _library()
         params = lib.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
         self._model = lib.llama_model_load_from_file(str(path).encode(), params)
         self._adapters: dict[str, Any] = {}
         self._worn = ""
@@ -92,9 +128,13 @@ class Llama:
         self.context = context or int(lib.llama_model_n_ctx_train(self._model))
         self.template = self.meta("tokenizer.chat_template")
         self.sequences = sequences
+        self.apart = apart
         self.cell_bytes = self._cell_bytes()
         room = (cache_bytes or _free_memory() // 4) // self.cell_bytes
-        self.cells = max(self.context, min(self.context * conversations, room // 256 * 256))
+        pool = max(self.context, min(self.context * conversations, room // 256 * 256))
+        self.cells = -(-self.context // 256) * 256 * sequences if apart else pool
+        self.seconds = 0.0  # spent in llama.cpp since the start, batches, samplers and copies together
+        self._copied: tuple[int, State] | None = None  # the state last taken for `copy`: a whole class may ask for it
         self._make_context(threads)
         self._batch = _Batch(lib)
         # A recurrent model's state is one for the whole past: no part of it can be copied or taken back.
@@ -116,7 +156,7 @@ class Llama:
         params.n_batch = params.n_ubatch = BATCH
         params.n_seq_max = self.sequences
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = True
+        params.kv_unified = not self.apart
         params.swa_full = True  # or a window's cells would be gone before another conversation could share them
         params.no_perf = True
         self._context = lib.llama_init_from_model(self._model, params)
@@ -186,7 +226,7 @@ class Llama:
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; empty for control tokens."""
         buffer = ctypes.create_string_buffer(256)
-        size = self._lib.llama_token_to_piece(self.vocab, token, buffer, 256, 0, False)
+        size = self._lib.appliance_short.llama_token_to_piece(self.vocab, token, buffer, 256, 0, False)
         return buffer.raw[: max(size, 0)]
 
     def marks(self) -> dict[str, str]:
@@ -198,8 +238,29 @@ class Llama:
             for name, token in names.items()
         }
 
+    def joint(self) -> str:
+        """A sign that joins with no other, where this vocabulary puts a space before each text that it cuts; else empty."""
+        lib = self._lib
+        if lib.llama_vocab_type(self.vocab) != lib.LLAMA_VOCAB_TYPE_SPM:
+            return ""
+        if self.meta("tokenizer.ggml.add_space_prefix") == "false":
+            return ""
+        names = {lib.llama_vocab_get_text(self.vocab, token) for token in range(self.vocabulary)}
+        for sign, byte in ((b"\n", b"<0x0A>"), (b"\t", b"<0x09>")):
+            # llama.cpp ends the process at a sign for which a vocabulary has neither a token nor bytes.
+            if (sign in names or byte in names) and not any(sign in name and name != sign for name in names):
+                return sign.decode()
+        return ""
+
+    def mark(self, token: int) -> str:
+        """What a control token is called in a text; empty for any other token."""
+        lib = self._lib
+        if not lib.llama_vocab_get_attr(self.vocab, token) & lib.LLAMA_TOKEN_ATTR_CONTROL:
+            return ""
+        return str(lib.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace"))
+
     def ends(self, token: int) -> bool:
-        return bool(self._lib.llama_vocab_is_eog(self.vocab, token))
+        return bool(self._lib.appliance_short.llama_vocab_is_eog(self.vocab, token))
 
     # --- decoding -----------------------------------------------------------------------------------------------------
     def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> bool:
@@ -207,7 +268,11 @@ class Llama:
 
         Raises ModelUnavailable on any other failure.
         """
-        code = self._lib.llama_decode(self._context, self._batch.filled(rows))
+        self._copied = None
+        batch = self._batch.filled(rows)
+        started = time.perf_counter()
+        code = self._lib.llama_decode(self._context, batch)
+        self.seconds += time.perf_counter() - started
         if code not in (0, 1):
             raise ModelUnavailable(
                 f"llama.cpp failed while computing (code {code}).", "The engine restarts by itself; ask again."
@@ -222,27 +287,39 @@ class Llama:
     # --- the cache ----------------------------------------------------------------------------------------------------
     def forget(self, sequence: int, start: int = 0) -> None:
         """Free the cells of a sequence from position `start` on."""
+        if self._copied is not None and self._copied[0] == sequence:
+            self._copied = None
         self._lib.llama_memory_seq_rm(self.memory, sequence, start, -1)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Give the empty sequence `target` the first `length` cells of another: nothing is computed or moved, they share."""
-        self._lib.llama_memory_seq_cp(self.memory, source, target, 0, length)
+        """Give the empty sequence `target` the first `length` cells of another: shared in a pool, else copied."""
+        if not self.apart:
+            self._lib.llama_memory_seq_cp(self.memory, source, target, 0, length)
+            return
+        if self._copied is None or self._copied[0] != source:
+            self._copied = (source, self.state(source))
+        if not self.restore(target, self._copied[1]):
+            raise ModelUnavailable("llama.cpp could not copy what a class shares.", "The engine restarts by itself; ask again.")
+        self._lib.llama_memory_seq_rm(self.memory, target, length, -1)
 
     def length(self, sequence: int) -> int:
         """Tokens that a sequence holds."""
         return int(self._lib.llama_memory_seq_pos_max(self.memory, sequence)) + 1
 
-    def state(self, sequence: int) -> bytes:
+    def state(self, sequence: int) -> State:
         """A sequence's cells as bytes that `restore` of the same model and release takes."""
-        size = self._lib.llama_state_seq_get_size(self._context, sequence)
-        buffer = (ctypes.c_uint8 * size)()
-        written = self._lib.llama_state_seq_get_data(self._context, buffer, size, sequence)
-        return bytes(memoryview(buffer)[:written])
+        state = np.empty(self._lib.llama_state_seq_get_size(self._context, sequence), np.uint8)
+        started = time.perf_counter()
+        written = self._lib.llama_state_seq_get_data(self._context, _bytes_of(state), state.nbytes, sequence)
+        self.seconds += time.perf_counter() - started
+        return state[:written]
 
-    def restore(self, sequence: int, data: bytes) -> bool:
+    def restore(self, sequence: int, state: State) -> bool:
         """Fill an empty sequence with what `state` gave; False where it does not fit this model or no room is left."""
-        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
-        return bool(self._lib.llama_state_seq_set_data(self._context, buffer, len(data), sequence))
+        started = time.perf_counter()
+        read = self._lib.llama_state_seq_set_data(self._context, _bytes_of(state), state.nbytes, sequence)
+        self.seconds += time.perf_counter() - started
+        return bool(read)
 
     # --- sampling -----------------------------------------------------------------------------------------------------
     def sampler(
@@ -288,7 +365,10 @@ class Llama:
 
     def sample(self, sampler: Any, row: int) -> int:
         """Draw a token from a row of the last decode, and let the chain remember it."""
-        return int(self._lib.llama_sampler_sample(sampler, self._context, row))
+        started = time.perf_counter()
+        token = self._lib.appliance_short.llama_sampler_sample(sampler, self._context, row)
+        self.seconds += time.perf_counter() - started
+        return int(token)
 
     def free_sampler(self, sampler: Any) -> None:
         self._lib.llama_sampler_free(sampler)
@@ -304,6 +384,11 @@ class Llama:
         if self._model:
             lib.llama_model_free(self._model)
         self._context = self._model = None
+
+
+def _bytes_of(array: State) -> Any:
+    """Where an array's bytes begin, as llama_cpp takes it; valid as long as the array is."""
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 class _Batch:

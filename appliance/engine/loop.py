@@ -1,9 +1,9 @@
 """The decode loop: one thread owns the model, and every conversation is a sequence in its batches.
 
-Each step computes the next token of every answer and pieces of the prompts that are still to be read, in one call. Hides
-what is shared (a prompt's longest prefix that stands in the cache is copied, not computed; who arrives together waits for
-the first one to compute what all share), what is kept for the next turn and what goes when room is needed, and how time is
-parted where conversations wear different adapters. Whose turn it is when all is full is `admission.py`'s.
+Each step computes the next token of every answer and pieces of the prompts that are still to be read, in one call. Hides how a
+class that arrives together computes what it shares once (the others wait for the first), how prompts are cut so that nobody's
+words stop, and how time is parted where conversations wear different adapters. What is kept and shared is `cache.py`'s; whose
+turn it is when all is full is `admission.py`'s.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 from appliance.engine.admission import FairQueue
+from appliance.engine.cache import SHARE_FROM, Cache
 from appliance.engine.handler import Chunk
-from appliance.engine.job import Job
+from appliance.engine.job import Job, Post
 from appliance.engine.llama import BATCH, Llama
-from appliance.engine.prefixes import Prefixes, common
+from appliance.engine.prefixes import common
 from appliance.engine.sampling import chances, sampler
 from appliance.engine.scoring import score
 from appliance.engine.speculation import Lookup
-from appliance.errors import ApplianceError, BadInput, Busy, ModelUnavailable
+from appliance.errors import ApplianceError, Busy, ModelUnavailable
 
-SHARE_FROM = 16  # tokens: a shorter prefix is computed again sooner than waited for
-KEPT = 48  # sequences that may stay in the cache after their answer
 STEP_SECONDS = 0.25  # that a step with prompts in it should last, so that the others' words keep coming
 FEWEST_PROMPT = 64  # prompt tokens of a step, however slow the machine is
 TURN_SECONDS = 0.02  # at least, before another adapter goes: to change it costs half a millisecond and more
@@ -35,39 +33,28 @@ GUESSING = 2  # conversations up to which guessing ahead pays
 RARE = 0.37
 
 
-@dataclass(slots=True)
-class _Idle:
-    """A finished conversation that stays in the cache: `worth` rises with the clock and with every use."""
-
-    worth: float
-    uses: int
-
-
 class Loop:
     """`begin` starts the thread; `submit` and `cancel` may be called from any other."""
 
-    def __init__(self, llama: Llama, *, slots: int, queue: int, model: str, keep: bool = True) -> None:
+    def __init__(self, llama: Llama, *, slots: int, queue: int, model: str, keep: bool = True, parking: int = 0) -> None:
+        """parking: bytes for what is kept outside the cache."""
         self._llama = llama
+        self.cache = Cache(llama, keep=keep, parking=parking)
         self._slots = slots
         self._queue = queue
         self._model = model
-        self._keep = keep and llama.divisible
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: list[Job] = []
-        self._idle: dict[int, _Idle] = {}
-        self._kinds: dict[int, str] = {}  # the adapter that a sequence was computed with
+        self._post = Post()
         self._errands: list[tuple[Callable[[], None], Future[None]]] = []
-        self._tree = Prefixes()
-        self._free = list(range(llama.sequences))
         self._wake = threading.Condition()
         self._closing = False
-        self._clock = 0.0
         self._spent: dict[str, float] = {}  # virtual seconds of each adapter
         self._kind, self._took = "", 0.0  # whose turn it is, and its seconds of this turn
-        self._prompt_speed = 2000.0  # tokens a second, measured as we go
+        self._prompt_speed = 500.0  # tokens a second, measured as we go
         self._answer_seconds = 2.0
         self._told = -1  # the queue's version when everybody was last told their place
-        self.seconds = {"model": 0.0, "all": 0.0}  # inside llama.cpp, and altogether while there was something to do
+        self._busy = 0.0  # seconds while there was something to do
         self._thread = threading.Thread(target=self._run, name=f"llama-{model}", daemon=True)
 
     # --- for the coroutines -------------------------------------------------------------------------------------------
@@ -113,39 +100,8 @@ class Loop:
 
     def unlearn(self, kind: str) -> None:
         """Forget an adapter and all that was computed with it. Only between steps."""
-        for sequence in [sequence for sequence in self._idle if self._kinds[sequence] == kind]:
-            self._forget(sequence)
+        self.cache.unlearn(kind)
         self._llama.unlearn(kind)
-
-    def state_of(self, tokens: list[int], kind: str) -> bytes | None:
-        """The cells of a prefix, for `adopt` in a later process; None where they are not in the cache. Only between steps."""
-        source, length = self._tree.match(tokens, kind)
-        if not self._keep or length < len(tokens) or not self._free:
-            return None
-        aside = self._free[-1]
-        self._llama.copy(source, aside, length)
-        try:
-            return self._llama.state(aside)
-        finally:
-            self._llama.forget(aside)
-
-    def adopt(self, tokens: list[int], kind: str, state: bytes) -> bool:
-        """Put a prefix back among what is kept; False where there is no room. Raises BadInput for a state that is none of this
-        model's. Only between steps."""
-        room = self._llama.cells // 2 - self._tree.cells - sum(job.needs for job in self._running)
-        full = not self._free or len(self._idle) >= KEPT // 2 or len(tokens) > room
-        if not self._keep or full or self._tree.match(tokens, kind)[1] == len(tokens):
-            return False
-        sequence = self._free[-1]
-        if not self._llama.restore(sequence, state) or self._llama.length(sequence) != len(tokens):
-            self._llama.forget(sequence)
-            raise BadInput("The state of a prefix does not fit this model.", "It is computed again.")
-        self._free.pop()
-        self._tree.share(sequence, -1, 0, kind)
-        self._tree.append(sequence, tokens)
-        self._kinds[sequence] = kind
-        self._idle[sequence] = _Idle(self._clock + 2, 2)
-        return True
 
     @property
     def idle(self) -> bool:
@@ -156,10 +112,8 @@ class Loop:
             "running": len(self._running),
             "waiting": len(self._waiting),
             "slots": self._slots,
-            "cells": self._llama.cells,
-            "cells_used": self._tree.cells,
-            "kept": len(self._idle),
-            "seconds": dict(self.seconds),
+            **self.cache.facts(),
+            "seconds": {"model": self._llama.seconds, "all": self._busy},
         }
 
     def close(self) -> None:
@@ -190,7 +144,7 @@ class Loop:
                     _do(work, future)
                 if self._running:
                     self._step()
-                self.seconds["all"] += time.perf_counter() - started
+                self._busy += time.perf_counter() - started
         except BaseException as error:  # noqa: BLE001 - whatever it was, nobody may be left waiting for ever
             self._fail(error)
         finally:
@@ -199,6 +153,7 @@ class Loop:
             self._fail(ModelUnavailable("The model was unloaded.", "Ask again."))
 
     def _fail(self, error: BaseException) -> None:
+        self._post.deliver()
         with self._wake:
             self._closing = True
             jobs = [*self._running, *self._waiting.clear()]
@@ -228,45 +183,18 @@ class Loop:
 
     def _place(self, job: Job) -> bool:
         """Find what it can share, and room for the rest. False where it has to wait for somebody to leave."""
-        source, length = self._match(job)
+        source, length = self.cache.match(job)
         self._follow(job, length)
         job.done = job.cached = 0
-        source, length, room = self._room(job, source, length)
-        if not room:
+        if not self.cache.take(job, self._running, source, length, share=job.leader is None):
             job.leader = None
             return False
-        job.sequence = self._free.pop()
-        if job.leader is None:
-            self._share(job, source, length)
         return True
-
-    def _room(self, job: Job, source: int, length: int) -> tuple[int, int, bool]:
-        """Give up what is kept until everything that is running, and this job, can go on to their ends; what it can still
-        share then, and whether there is room."""
-        # Nobody who runs is ever stopped for want of room: all that they can still come to need is set aside.
-        others = [other for other in self._running if other is not job and (other.sequence in self._tree or other.leader)]
-        reserved = sum(other.needs - (other.shared if other.leader else 0) for other in others)
-        while True:
-            need = job.needs - max(length, job.shared if job.leader else 0)
-            if self._tree.cells + reserved + need <= self._llama.cells and (self._free or job.sequence >= 0):
-                return source, length, True
-            if not self._evict(spare=source):
-                if source not in self._idle:
-                    return source, length, False
-                self._forget(source)  # what it would have shared is all that is left to take away
-                source, length = -1, 0
-
-    def _match(self, job: Job) -> tuple[int, int]:
-        """(sequence, length) of the longest prefix in the cache; one token is left to compute, for its logits."""
-        if not self._keep or job.score_from is not None:
-            return -1, 0
-        source, length = self._tree.match(job.tokens, job.kind)
-        return source, min(length, len(job.tokens) - 1)
 
     def _follow(self, job: Job, length: int) -> None:
         """Look for somebody who is computing a longer prefix of the same prompt at this moment."""
         job.leader, job.shared = None, 0
-        if not self._keep or job.score_from is not None:
+        if not self.cache.keep or job.score_from is not None:
             return
         for other in self._running:
             if other.kind != job.kind or other.answering or other.score_from is not None:
@@ -275,49 +203,14 @@ class Loop:
             if same >= max(length, job.shared) + SHARE_FROM:
                 job.leader, job.shared = other, same
 
-    def _share(self, job: Job, source: int, length: int) -> None:
-        if length:
-            self._llama.copy(source, job.sequence, length)
-        self._tree.share(job.sequence, source, length, job.kind)
-        self._kinds[job.sequence] = job.kind
-        job.done = job.cached = length
-        kept = self._idle.get(source)
-        if kept is not None:
-            kept.uses += 1
-            kept.worth = self._clock + kept.uses
-            if length == self._tree.length(source):
-                self._forget(source)  # its next turn: the new sequence holds all of it
-
     def _leave(self, job: Job) -> None:
-        """Its answer is finished or nobody wants it any more; what was computed stays in the cache for a while."""
+        """Its answer is finished or nobody wants it any more; what was computed is kept for a while."""
         self._free_sampler(job)
         self._running.remove(job)
         for other in self._running:
             if other.leader is job:
                 other.leader = None
-        if job.sequence not in self._tree:
-            self._free.append(job.sequence)
-        elif self._keep and job.score_from is None and self._tree.own(job.sequence) >= SHARE_FROM:
-            while len(self._idle) >= KEPT:
-                self._evict()
-            self._idle[job.sequence] = _Idle(self._clock + 1, 1)
-        else:
-            self._forget(job.sequence)
-
-    def _evict(self, spare: int = -1) -> bool:
-        """Give up what is worth least; False where nothing but `spare` is left."""
-        doomed = min((id for id in self._idle if id != spare), key=lambda id: self._idle[id].worth, default=None)
-        if doomed is None:
-            return False
-        self._clock = max(self._clock, self._idle[doomed].worth)
-        self._forget(doomed)
-        return True
-
-    def _forget(self, sequence: int) -> None:
-        self._idle.pop(sequence, None)
-        self._llama.forget(sequence)
-        self._tree.drop(sequence)
-        self._free.append(sequence)
+        self.cache.leave(job)
 
     def _free_sampler(self, job: Job) -> None:
         if job.sampler is not None:
@@ -330,8 +223,10 @@ class Loop:
         if scoring is not None:
             self._score(scoring)
             return
+        self.cache.tidy(self._running)
         for kind in self._turns():
-            rows, parts = self._compose([job for job in self._running if job.kind == kind])
+            jobs = [job for job in self._running if job.kind == kind]
+            rows, parts = self._compose(jobs)
             if rows:
                 break
         else:
@@ -341,14 +236,14 @@ class Loop:
         self._llama.wear(kind)
         started = time.perf_counter()
         while not self._llama.decode(rows):
-            if not self._evict():  # admission prevents it
+            if not self.cache.evict():  # admission prevents it
                 raise ModelUnavailable("llama.cpp found no room in its cache.", "Set `slots` lower.")
-        self.seconds["model"] += time.perf_counter() - started
         for job, tokens in parts:
-            self._tree.append(job.sequence, tokens)
+            self.cache.append(job.sequence, tokens)
         for job, _ in parts:
             if job.row >= 0:
                 self._take_tokens(job)
+        self._post.deliver()
         took = time.perf_counter() - started
         self._account(kind, took, sum(len(tokens) for job, tokens in parts if not job.answer))
 
@@ -364,7 +259,7 @@ class Loop:
     def _account(self, kind: str, took: float, prompt: int) -> None:
         self._took += took
         if prompt >= FEWEST_PROMPT:
-            self._prompt_speed += 0.3 * (prompt / took - self._prompt_speed)
+            self._prompt_speed += 0.5 * (prompt / took - self._prompt_speed)
         mine = sum(job.kind == kind for job in self._running) or 1
         others = len(self._running) - mine
         if others > 0:
@@ -374,49 +269,45 @@ class Loop:
 
     def _compose(self, jobs: list[Job]) -> tuple[list[tuple[int, int, int, bool]], list[tuple[Job, list[int]]]]:
         """Rows of the next batch, and which tokens of it are whose."""
-        rows: list[tuple[int, int, int, bool]] = []
         parts: list[tuple[Job, list[int]]] = []
-        answering = [job for job in jobs if job.answering]
-        for job in answering:
-            job.drafts = self._guess(job) if len(jobs) <= GUESSING else []
-            tokens = [job.answer[-1], *job.drafts]
-            start = len(job.tokens) + len(job.answer) - 1
-            job.row = len(rows)
-            rows += [(token, start + place, job.sequence, True) for place, token in enumerate(tokens)]
-            parts.append((job, tokens))
-        room = BATCH - len(rows)
-        if answering:
-            room = min(room, max(FEWEST_PROMPT, int(self._prompt_speed * STEP_SECONDS)))
+        for job in jobs:
+            if job.answering:
+                job.drafts = self._guess(job) if len(jobs) <= GUESSING else []
+                parts.append((job, [job.answer[-1], *job.drafts]))
+        most = BATCH - sum(len(tokens) for _, tokens in parts)
+        room = min(most, max(FEWEST_PROMPT, int(self._prompt_speed * STEP_SECONDS))) if parts else most
+        more = room // 2  # where that ends a prompt: scraps take nearly as long as whole pieces
         for job in jobs:
             if job.answering or room <= 0 or not self._ready(job):
                 continue
-            tokens = job.tokens[job.done : job.done + room]
-            complete = job.done + len(tokens) == len(job.tokens)
-            job.row = len(rows) + len(tokens) - 1 if complete else -1
-            last = len(tokens) - 1
-            rows += [(token, job.done + place, job.sequence, complete and place == last) for place, token in enumerate(tokens)]
-            job.done += len(tokens)
-            room -= len(tokens)
-            parts.append((job, tokens))
+            left = len(job.tokens) - job.done
+            size = left if left <= min(room + more, most) else room
+            if size < min(left, FEWEST_PROMPT):
+                continue
+            parts.append((job, job.tokens[job.done : job.done + size]))
+            room, most = room - size, most - size
+        # Neighbours in rising order are computed together: right for answers, one token each. Prompts of many lengths would be
+        # cut where the shortest ends, and again, so they go in falling order: each for itself.
+        parts.sort(key=lambda part: (not part[0].answering, part[0].sequence if part[0].answering else -part[0].sequence))
+        rows: list[tuple[int, int, int, bool]] = []
+        for job, tokens in parts:
+            rows += _rows(job, tokens, len(rows))
         return rows, parts
 
     def _ready(self, job: Job) -> bool:
         """Whether its own part of the prompt can be computed now: the one it follows has computed what both share."""
-        if job.sequence in self._tree:
+        if job.sequence in self.cache:
             return True
         leader = job.leader
-        if leader is not None and leader.sequence in self._tree and self._tree.length(leader.sequence) >= job.shared:
-            self._share(job, leader.sequence, job.shared)
+        if leader is not None and leader.sequence in self.cache and self.cache.length(leader.sequence) >= job.shared:
+            self.cache.begin(job, leader.sequence, job.shared)
             job.leader = None
             return True
         if leader is not None:
             return False
         # Its leader left before it came so far: take what is there now, or wait for room to compute the rest alone.
         job.shared = 0
-        source, length, room = self._room(job, *self._match(job))
-        if room:
-            self._share(job, source, length)
-        return room
+        return self.cache.take(job, self._running, *self.cache.match(job), share=True)
 
     def _guess(self, job: Job) -> list[int]:
         if job.request.schema is not None or not self._llama.divisible:
@@ -447,16 +338,13 @@ class Loop:
             job.lookup.heard(len(job.drafts), right)
             if right < len(job.drafts):
                 keep = len(job.tokens) + len(job.answer) - 1
-                self._llama.forget(job.sequence, keep)
-                self._tree.cut(job.sequence, keep)
+                self.cache.cut(job.sequence, keep)
         job.row = -1
 
     def _say(self, job: Job, row: int) -> bool:
         """Draw one token and send what it lets through; False where the answer ends with it."""
         llama, request = self._llama, job.request
-        started = time.perf_counter()
         token = llama.sample(job.sampler, row)
-        self.seconds["model"] += time.perf_counter() - started
         if request.logprobs is not None:
             job.chances.append(chances(llama, row, token, request.logprobs))
         job.answer.append(token)
@@ -465,7 +353,7 @@ class Loop:
         ended = llama.ends(token) and not request.ignore_eos
         text, finish = job.take(b"" if ended else llama.piece(token), ended=ended)
         if text or finish:
-            job.send(job.chunk(text, finish, self._model))
+            self._post.add(job, job.chunk(text, finish, self._model))
         if finish:
             self._answer_seconds += 0.2 * (time.monotonic() - job.began - self._answer_seconds)
             self._leave(job)
@@ -478,6 +366,19 @@ class Loop:
         except ApplianceError as error:
             job.send(error)
         self._leave(job)
+
+
+def _rows(job: Job, tokens: list[int], first: int) -> list[tuple[int, int, int, bool]]:
+    """A job's rows of a batch, from row `first` on; notes where its logits will be, and how far its prompt has come."""
+    if job.answering:
+        start = len(job.tokens) + len(job.answer) - 1
+        job.row = first
+        return [(token, start + place, job.sequence, True) for place, token in enumerate(tokens)]
+    start, last = job.done, len(tokens) - 1
+    job.done += len(tokens)
+    complete = job.done == len(job.tokens)
+    job.row = first + last if complete else -1
+    return [(token, start + place, job.sequence, complete and place == last) for place, token in enumerate(tokens)]
 
 
 def _do(work: Callable[[], None], future: Future[None]) -> None:

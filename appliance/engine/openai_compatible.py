@@ -77,8 +77,8 @@ class OpenAICompatible:
             raise ModelUnavailable("The model stopped in the middle of its answer.", "It restarts by itself; ask again.")
         yield last
 
-    async def count(self, messages: Sequence[Message]) -> int:
-        return int((await self.call("/v1/count", {"messages": _plain(messages)}))["tokens"])
+    async def count(self, messages: Sequence[Message], model: str = "default") -> int:
+        return int((await self.call("/v1/count", {"messages": _plain(messages), "model": model}))["tokens"])
 
     async def tokenize(self, text: str, model: str = "default") -> list[int]:
         """A text's tokens in a registered model's terms."""
@@ -204,7 +204,7 @@ class OpenAICompatible:
             if usage
             else None,
             model=raw.get("model") or "",
-            handler=self.name,
+            handler=raw.get("handler") or self.name,
             chances=_chances(choice.get("logprobs")),
         )
 

@@ -6,9 +6,9 @@ to quoting, and says so through `Chunk.handler`. A model asked for by name does 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,10 @@ class Active:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """Who would answer now. `ok` is False where the promoted model cannot, and quotes stand in."""
+    """Who would answer now. `ok` is False where the promoted model cannot, and quotes stand in.
+
+    handler: the back end, or "quotes". context: tokens that fit the model, 0 where nobody knows.
+    """
 
     handler: str
     model: str
@@ -39,11 +42,13 @@ class Serving:
     starter: bool
     ok: bool
     detail: str
+    context: int = 0
 
 
 class Engine(Handler, Protocol):
     """What the pool needs of the engine's client beyond a Handler."""
 
+    async def count(self, messages: Sequence[Message], model: str = "default") -> int: ...
     async def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]: ...
 
 
@@ -63,7 +68,7 @@ class Pool:
 
     @property
     def context(self) -> int:
-        """Tokens that fit the model that serves."""
+        """Tokens that fit the model that serves where no task has another; `serving` tells of a task's."""
         active = self._current()
         return active.context if active else self._quotes.context
 
@@ -92,11 +97,16 @@ class Pool:
         async for chunk in _closing(self._quotes.generate(request)):
             yield chunk
 
-    async def count(self, messages: Sequence[Message]) -> int:
-        """Tokens in the serving model's terms. Where the engine is down, words: quotes answer then, and words they count."""
-        if self._current() is not None:
+    async def count(self, messages: Sequence[Message], task: str = "", model: str = "default") -> int:
+        """Tokens in the terms of the model that would answer; `task` and `model` as in a Request.
+
+        Where the engine is down, words: quotes answer then, and words they count.
+        """
+        active = self._current(task)
+        name = model if model != "default" else active.id if active else QUOTES
+        if name != QUOTES:
             try:
-                return await self.engine.count(messages)
+                return await self.engine.count(messages, name)
             except ModelUnavailable:
                 pass
         return await self._quotes.count(messages)
@@ -111,12 +121,14 @@ class Pool:
         """Who would answer a question for `task` now."""
         active = self._current(task)
         if active is None:
-            return Serving(QUOTES, QUOTES, "Quotes from the documents", False, True, "No model has been promoted yet.")
+            detail = "No model has been promoted yet."
+            return Serving(QUOTES, QUOTES, "Quotes from the documents", False, True, detail, self._quotes.context)
         health = await self.engine.health()
         if health.ok:
-            return Serving("llama", active.id, active.title, active.starter, True, "The promoted model answers.")
+            handler, detail = _back_end(health.facts, active.id)
+            return Serving(handler, active.id, active.title, active.starter, True, detail, active.context)
         detail = "The model is not running; answers are quotes from the documents until it is back."
-        return Serving(QUOTES, active.id, active.title, active.starter, False, detail)
+        return Serving(QUOTES, active.id, active.title, active.starter, False, detail, active.context)
 
     async def health(self) -> Health:
         serving = await self.serving()
@@ -130,6 +142,18 @@ class Pool:
             return self._active(task)
         except (ApplianceError, OSError):
             return None  # the registry cannot tell what serves, or it is damaged: quotes do
+
+
+def _back_end(facts: Mapping[str, Any], model: str) -> tuple[str, str]:
+    """Which back end answers for a model, and a sentence that says so and why; `facts`: what the engine's health tells."""
+    for base, about in (facts.get("models") or {}).items():
+        if base == model or any(worn.partition("@")[0] == model for worn in about.get("adapters", ())):
+            handler = str(about.get("backend", "llama"))
+            by = "transformers" if handler == "transformers" else "llama.cpp"
+            where = "a GPU" if about.get("gpu") else "the processor"
+            why = f", because {about['why']}" if about.get("why") else ""
+            return handler, f"The promoted model answers, by {by} on {where}{why}."
+    return "llama", "The promoted model answers."
 
 
 async def _closing(stream: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:

@@ -33,19 +33,18 @@ class Prefixes:
 
     def match(self, tokens: list[int], kind: Hashable = None) -> tuple[int, int]:
         """(sequence, length) of the longest prefix of `tokens` that a sequence holds; (-1, 0) where there is none."""
-        node = self._roots.get(kind)
-        found, at = -1, 0
-        while node is not None:
-            best, length = None, 0
+        root = self._roots.get(kind)
+        found, most = -1, 0
+        ways = [(root, 0)] if root is not None else []
+        while ways:  # the same tokens may have been computed twice: more than one branch can lead on
+            node, at = ways.pop()
             for child in node.children:
                 same = common(child.tokens, tokens, at)
-                if same > length:
-                    best, length = child, same
-            if best is None:
-                break
-            found, at = next(iter(best.holders)), at + length
-            node = best if length == len(best.tokens) else None
-        return found, at
+                if at + same > most:
+                    found, most = next(iter(child.holders)), at + same
+                if same == len(child.tokens):
+                    ways.append((child, at + same))
+        return found, most
 
     def length(self, sequence: int) -> int:
         """Tokens that a sequence holds."""

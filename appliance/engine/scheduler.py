@@ -14,10 +14,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 from appliance.engine import sampling, sizing
+from appliance.engine.cutting import Cutter
 from appliance.engine.handler import Chunk, Health, Message, Request
 from appliance.engine.job import Job
 from appliance.engine.llama import Llama
-from appliance.engine.loop import KEPT, Loop
+from appliance.engine.loop import Loop
 from appliance.engine.standing import Keeper, Standing
 from appliance.engine.template import ChatTemplate
 from appliance.errors import ApplianceError, BadInput, Busy, ModelUnavailable, NotFound, TooLarge
@@ -35,7 +36,8 @@ class LlamaHandler:
     0 as many as the machine bears. cache_mb: memory for what conversations share and keep, 0 what `sizing` chooses. keep:
     whether the cache outlives an answer; without it every request is computed from its first token, which is what judging
     wants. standing: where the prefixes of a whole class outlive the process, for files whose sha256 (`digest`) is known.
-    fitting: the name of a model for so many bytes of memory, for whoever asked for one that does not fit.
+    fitting: the name of a model for so many bytes of memory, for whoever asked for one that does not fit. gpu_layers: that a
+    GPU computes where llama.cpp's build can, below 0 all.
     """
 
     name = "llama"
@@ -55,6 +57,7 @@ class LlamaHandler:
         standing: Standing | None = None,
         digest: str = "",
         fitting: Callable[[int], str] = lambda _bytes: "",
+        gpu_layers: int = 0,
     ) -> None:
         self.model_id = model_id or model.stem
         self.slots = slots
@@ -70,6 +73,7 @@ class LlamaHandler:
         self._standing = standing if digest else None
         self._digest = digest
         self._fitting = fitting
+        self._gpu_layers = gpu_layers
         self._keeper: Keeper | None = None
         self._llama: Llama | None = None
         self._loop: Loop | None = None
@@ -89,12 +93,13 @@ class LlamaHandler:
             sizing.inspected(path, "adapter")
         plan = sizing.plan(
             self._model, adapters=sum(path.stat().st_size for path in self._adapters.values()), threads=self._threads,
-            slots=self.slots, context=self.context, cache=self._cache_bytes, fitting=self._fitting,
+            slots=self.slots, context=self.context, cache=self._cache_bytes, keep=self._keep, fitting=self._fitting,
         )  # fmt: skip
         self.slots, self._threads, self._using = plan.slots, plan.threads, plan.threads
         llama = Llama(
             self._model, threads=plan.threads, context=plan.context, conversations=plan.slots,
-            sequences=min(MOST_SEQUENCES, plan.slots + (KEPT if self._keep else 0)), cache_bytes=plan.cache,
+            sequences=min(MOST_SEQUENCES, plan.slots + plan.spare), cache_bytes=plan.cache, apart=plan.apart,
+            gpu_layers=self._gpu_layers,
         )  # fmt: skip
         try:
             if not llama.template:
@@ -107,7 +112,10 @@ class LlamaHandler:
             raise
         self.context = llama.context
         self._llama = llama
-        self._loop = Loop(llama, slots=self.slots, queue=self._queue, model=self.model_id, keep=self._keep)
+        self._cutter = Cutter(lambda text, control: self._cut(text, control=control), self._mark, llama.joint())
+        self._loop = Loop(
+            llama, slots=self.slots, queue=self._queue, model=self.model_id, keep=self._keep, parking=plan.parking
+        )
         self._loop.begin()
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
@@ -151,7 +159,8 @@ class LlamaHandler:
         loop = self._running()
         loop.submit(job)
         try:
-            result = await job.outbox.get()
+            while isinstance(result := await job.outbox.get(), Chunk):
+                pass  # its place in line
         finally:
             loop.cancel(job)
         if isinstance(result, BaseException):
@@ -236,24 +245,26 @@ class LlamaHandler:
 
     def _job(self, messages: Sequence[Message], request: Request, waiting: asyncio.AbstractEventLoop, *, answer: bool) -> Job:
         self._running()
-        tokens: list[int] = []
-        score_from = common = None
-        for piece in self._template.pieces(messages, answer=answer):
-            if not answer and piece.message == len(messages) - 1:
-                score_from = len(tokens)
-            if common is None and piece.message is not None and messages[piece.message].role != "system":
-                common = len(tokens)
-            ids = self._cut(piece.text, control=piece.control)
-            if score_from is not None and piece.message is None:
-                ids = ids[:1]  # the end mark belongs to the answer; a line break that a template adds after it does not
-            tokens.extend(ids)
-        return Job(tokens, request, waiting, kind=self._kind(request), score_from=score_from, common=common or 0)
+        pieces = self._template.pieces(messages, answer=answer)
+        said = [number for number, piece in enumerate(pieces) if piece.message is not None]
+        first = next((number for number in said if messages[pieces[number].message or 0].role != "system"), -1)
+        # The end mark belongs to a scored answer; a line break that a template adds after it does not.
+        last = next((n for n in said if pieces[n].message == len(messages) - 1), None) if not answer else None
+        cut = self._cutter.cut(pieces, [first] if last is None else [first, last], last)
+        score_from = None if last is None else cut.starts[last]
+        return Job(
+            cut.tokens, request, waiting, kind=self._kind(request), score_from=score_from, common=cut.starts.get(first, 0)
+        )
 
     def _cut(self, text: str, *, control: bool) -> list[int]:
         with self._reading:
             if self._llama is None:
                 raise ModelUnavailable(f"The model {self.model_id} is not loaded.", "Ask again in a moment.")
             return self._llama.tokenize(text, control=control)
+
+    def _mark(self, token: int) -> str:
+        with self._reading:
+            return self._llama.mark(token) if self._llama is not None else ""
 
     def _kind(self, request: Request) -> str:
         name = request.adapter or self._own

@@ -22,6 +22,9 @@ CGROUPS = Path("/sys/fs/cgroup")
 WORK_BYTES = 300_000_000  # llama.cpp's own buffers
 KEEP_FREE = 500_000_000  # for the embedder and the rest of the process
 CACHE_SHARE = 0.6  # of what is left beside the weights; the rest is for a second model at a promotion
+PARKING_SHARE = 0.25  # of that: what is kept as bytes
+MOST_PARKED = 64  # conversations of full length that are worth parking
+KEPT = 48  # finished conversations that may stay in a pool of cells
 UNTOLD_SHARE = 0.6
 MOST_SLOTS = 32
 FEWEST_SLOTS = 4
@@ -56,7 +59,11 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to load a model. weights, cell, cache: bytes; `cell` is one token's place in the cache."""
+    """How to load a model. weights, cell, cache, parking: bytes; `cell` is one token's place in the cache.
+
+    apart: there is memory for every conversation to have cells of its own, which is quicker than a pool. spare: sequences for
+    what has finished. parking: for what is kept outside the cache.
+    """
 
     threads: int
     slots: int
@@ -64,6 +71,9 @@ class Plan:
     weights: int
     cell: int
     cache: int
+    apart: bool
+    spare: int
+    parking: int
 
 
 def plan(
@@ -75,9 +85,11 @@ def plan(
     slots: int = 0,
     context: int = 0,
     cache: int = 0,
+    keep: bool = True,
     fitting: Callable[[int], str] = lambda _bytes: "",
 ) -> Plan:
-    """What is 0 is chosen. adapters: bytes; context: tokens; fitting: the name of a model for so much memory, or "".
+    """What is 0 is chosen. adapters: bytes; context: tokens; keep: whether anything outlives
+    its answer. fitting: the name of a model for so much memory, or "".
 
     Raises ModelUnavailable for a file that is no usable model, or one that does not fit.
     """
@@ -91,8 +103,17 @@ def plan(
     if room < cell * context:
         raise _refusal(path, machine, weights, cell, context, room, fitting)
     slots = slots or _slots(facts, machine, room, cell * min(context, 2048))
-    cache = cache or max(cell * context, min(cell * context * slots, int(room * CACHE_SHARE)))
-    return Plan(threads or min(machine.cores, MOST_THREADS), slots, context, weights, cell, cache)
+    cache = cache or max(cell * context, int(room * CACHE_SHARE))
+    most = int(cache * (1 - PARKING_SHARE)) if keep else cache
+    spare = 1 if keep else 0  # to begin the next one in, while all the others still hold what was
+    apart = cell * -(-context // 256) * 256 * (slots + spare) <= most
+    if not apart:
+        spare = KEPT if keep else 0
+        most = max(cell * context, min(cell * context * slots, most))
+    else:
+        most = cell * context * (slots + spare)
+    parking = max(0, min(cache - most, MOST_PARKED * cell * context)) if keep else 0
+    return Plan(threads or min(machine.cores, MOST_THREADS), slots, context, weights, cell, most, apart, spare, parking)
 
 
 def inspected(path: Path, kind: str) -> GGUFFacts:

@@ -212,7 +212,7 @@ class Keeper:
         count = 0
         for tokens, state in kept:
             try:
-                count += await self._between(partial(self._loop.adopt, tokens, kind, state))
+                count += await self._between(partial(self._loop.cache.adopt, tokens, kind, np.frombuffer(state, np.uint8)))
             except BadInput:
                 self._store.remove(key, tokens)
         return count
@@ -227,10 +227,10 @@ class Keeper:
                 if self._store.has(key, tokens):
                     self._store.used(key, tokens)
                 else:
-                    state = await self._between(partial(self._loop.state_of, tokens, kind))
+                    state = await self._between(partial(self._loop.cache.state_of, tokens, kind))
                     if state is None:
                         continue  # it is not in the cache any more
-                    await asyncio.to_thread(self._store.save, key, tokens, state)
+                    await asyncio.to_thread(self._store.save, key, tokens, state.tobytes())
                 self._settled.add(done)
 
     def forget(self, kind: str) -> None:

@@ -25,6 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 from appliance.engine.admission import FairQueue
+from appliance.engine.cutting import Cutter
 from appliance.engine.drawing import Chance, Draw, Seat, Words
 from appliance.engine.handler import Chunk, Health, Message, Request, TokenChance
 from appliance.engine.job import Job
@@ -279,6 +280,7 @@ class TransformersHandler:
             # peft puts its weights into the base's own layers: the base then answers as the adapted model.
             self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
             self._tokenizer = tokenizer
+            self._cutter = self._new_cutter()
             self._ends = _ends(self._model, tokenizer)
             self._open()
         except ApplianceError:
@@ -380,15 +382,21 @@ class TransformersHandler:
 
     def _cut(self, messages: Sequence[Message], answer: bool) -> tuple[list[int], int]:
         self._alive()
-        tokens: list[int] = []
-        start: int | None = None
-        for piece in self._template.pieces(messages, answer=answer):
-            if piece.message == len(messages) - 1:
-                start = len(tokens)
-            ids = self._ids(piece.text, control=piece.control)
-            # The end mark belongs to a scored answer; a line break that a template adds after it does not.
-            tokens.extend(ids if answer or start is None or piece.message is not None else ids[:1])
-        return tokens, start or 0
+        pieces = self._template.pieces(messages, answer=answer)
+        last = next((number for number, piece in enumerate(pieces) if piece.message == len(messages) - 1), -1)
+        # The end mark belongs to a scored answer; a line break that a template adds after it does not.
+        cut = self._cutter.cut(pieces, [last], None if answer or last < 0 else last)
+        return cut.tokens, cut.starts.get(last, 0)
+
+    def _new_cutter(self) -> Cutter:
+        named = {token: str(one.content) for token, one in self._tokenizer.added_tokens_decoder.items() if one.special}
+        joint = ""
+        for token, name in itertools.islice(named.items(), 1):
+            if self._ids(f"{name}a", control=True) != [token, *self._ids("a", control=False)]:
+                # A space stands before the first text only.
+                words = list(self._tokenizer.get_vocab())
+                joint = next((sign for sign in "\n\t" if not any(sign in word and word != sign for word in words)), "")
+        return Cutter(lambda text, control: self._ids(text, control=control), lambda token: named.get(token, ""), joint)
 
     def _ids(self, text: str, *, control: bool) -> list[int]:
         """Only what the template wrote may become control tokens; a pupil's "<|system|>" stays letters."""

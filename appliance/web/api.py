@@ -23,7 +23,7 @@ from appliance.errors import ApplianceError, BadInput
 from appliance.running import Event
 from appliance.tables import new_id
 from appliance.web import auth
-from appliance.web.stream import EventStream, frame
+from appliance.web.stream import EventStream, Left, frame, unless_gone
 
 router = APIRouter(prefix="/v1")
 
@@ -88,10 +88,13 @@ async def chat_completions(request: Request) -> Response:
     streamed = body.take("stream", bool)
     events = auth.box(request).chat.complete(user, _messages(body), **options)
     reply = _Reply(options["model"])
-    if not streamed:
-        async with aclosing(events):
-            return JSONResponse(await reply.whole(events))
-    return EventStream(reply.frames(await _opening(events), events, bool(extra.get("include_usage"))))
+    try:
+        if not streamed:
+            return JSONResponse(await unless_gone(request.receive, reply.whole(events)))
+        opening = await unless_gone(request.receive, _opening(events))
+    except Left:
+        return Response(status_code=499)  # nobody reads it
+    return EventStream(reply.frames(opening, events, bool(extra.get("include_usage"))))
 
 
 async def _opening(events: AsyncGenerator[Event, None]) -> list[Event]:
@@ -124,11 +127,12 @@ class _Reply:
 
     async def whole(self, events: AsyncGenerator[Event, None]) -> dict[str, Any]:
         done: dict[str, Any] = {}
-        async for event in events:
-            if event.kind == "sources":
-                self._sources = event.data
-            elif event.kind == "done":
-                done = event.data
+        async with aclosing(events):
+            async for event in events:
+                if event.kind == "sources":
+                    self._sources = event.data
+                elif event.kind == "done":
+                    done = event.data
         message = {"role": "assistant", "content": as_one_text(done["text"], done["lead"])}
         choice = {"index": 0, "message": message, "finish_reason": done["finish"], "logprobs": None}
         return {"object": "chat.completion", "choices": [choice], "usage": _usage(done), **self._common, **self._about(done)}
@@ -141,6 +145,8 @@ class _Reply:
                 async for event in _after(opening, events):
                     if event.kind == "sources":
                         self._sources = event.data
+                    elif event.kind == "queue":  # no word of OpenAI's: who knows it can show how long the line is
+                        yield self._chunk({}, place=event.data["place"], wait=event.data["wait"])
                     elif event.kind == "text":
                         yield self._chunk({"content": event.data["delta"]})
                     elif event.kind == "quotes":

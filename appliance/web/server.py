@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -104,6 +105,8 @@ class Wall:
             return
         try:
             await self._app(scope, receive, guarded_send)
+        except ClientDisconnect:
+            return  # in the middle of its own request: there is nobody to tell, and nothing that went wrong here
         except Exception as error:  # noqa: BLE001 - a fault's own words may hold what a pupil wrote: log its place only
             log.error("%s: %s", scope["method"], where(error))
             if not started:

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 KEEP_ALIVE = 10.0
+
+Result = TypeVar("Result")
+
+
+class Left(Exception):
+    """The reader hung up before there was anything to send."""
 
 
 def frame(data: Any, event: str = "", number: int | None = None) -> str:
@@ -70,6 +76,22 @@ class EventStream(Response):
                     following.cancel()
                     with suppress(asyncio.CancelledError):
                         await following
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """What `work` gives; it is cancelled, and Left raised, as soon as the reader hangs up. The request's body has been read."""
+    task, reader = asyncio.create_task(work), asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait({task, reader}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Left
+        return task.result()
+    finally:
+        for one in (task, reader):
+            if not one.done():
+                one.cancel()
+                with suppress(asyncio.CancelledError):
+                    await one
 
 
 async def _gone(receive: Receive) -> None:

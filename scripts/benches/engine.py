@@ -1,8 +1,9 @@
 """The engine beside llama-server and llama-cpp-python's own server: a class at once, a shared lesson, a second turn.
 
-Every server gets the same GGUF (a Llama of 300 million random weights in Q4_K_M, made on the spot), the same threads and the
-same prompts, and is asked through its HTTP interface by the same client, one server at a time. Every answer is made to run to
-its full length. Prints a table of ratios and writes engine.md beside it.
+Every server gets the same GGUF (`engine_servers.py`), the same threads and the same prompts, and is asked through its HTTP
+interface by the same client, one server at a time. Every answer is made to run to its full length, and drawn at a temperature
+at which random weights do not repeat themselves, so that guessing ahead gains nothing. Prints a table of ratios and writes
+engine.md beside it.
 """
 
 from __future__ import annotations
@@ -19,130 +20,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import httpx
-from llama_server import binary
+from engine_servers import APPLIANCE, Server, llama_server, make_model, ours, python_server, register
 
-ROOT = Path(__file__).resolve().parents[2]
-APPLIANCE = str(Path(sys.executable).parent / "appliance")
-WORDS = ("water", "river", "lesson", "triangle", "seed", "map", "castle", "verb", "magnet", "poem", "comet", "garden", "story")
+# One token each in the starter's vocabulary, with the space before it.
+WORDS = (
+    "water", "river", "garden", "house", "school", "tree", "light", "sound", "paper", "number", "table", "land", "day", "night",
+    "people", "year", "work", "plant", "line",
+)  # fmt: skip
 NEW = 64  # tokens of each answer
+WINDOW = 15.0  # seconds over which a steady load is counted
 Row = tuple[str, str, str, str, str]
-
-
-# --- the model --------------------------------------------------------------------------------------------------------------
-
-
-def make_model(folder: Path) -> Path:
-    """A Llama of about 300 million random weights with the starter's tokenizer, as Q4_K_M."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from appliance.tuning.gguf import export_base
-    from appliance.tuning.quantise import quantise
-
-    out = folder / "model.gguf"
-    if out.is_file():
-        return out
-    starter = ROOT / "models" / "starter"
-    tokenizer = AutoTokenizer.from_pretrained(starter, local_files_only=True)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=1024, intermediate_size=2816, num_hidden_layers=24, num_attention_heads=16,
-        num_key_value_heads=4, max_position_embeddings=4096, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(folder / "hf")
-    tokenizer.save_pretrained(folder / "hf")
-    export_base(folder / "hf", folder / "f16.gguf")
-    quantise(folder / "f16.gguf", out, "Q4_K_M")
-    (folder / "f16.gguf").unlink()
-    return out
-
-
-# --- the servers ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Server:
-    name: str
-    client: httpx.AsyncClient
-    process: subprocess.Popen[bytes]
-
-    @property
-    def memory_mb(self) -> float:
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-@contextlib.contextmanager
-def started(name: str, command: list[str], environment: dict[str, str], **client: Any) -> Iterator[Server]:
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
-        try:
-            ends = time.monotonic() + 180
-            while True:
-                if process.poll() is not None or time.monotonic() > ends:
-                    log.seek(0)
-                    raise SystemExit(f"{name} did not start:\n{log.read()[-2000:].decode('utf-8', 'replace')}")
-                with contextlib.suppress(httpx.HTTPError), httpx.Client(**_sync(client)) as probe:
-                    if probe.get("/v1/models" if "server" in name else "/health", timeout=5).status_code == 200:
-                        break
-                time.sleep(0.3)
-            yield Server(name, httpx.AsyncClient(timeout=900, limits=httpx.Limits(max_connections=200), **client), process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _sync(client: dict[str, Any]) -> dict[str, Any]:
-    socket = client.get("transport")
-    if socket is not None:
-        return {"base_url": client["base_url"], "transport": httpx.HTTPTransport(uds=socket._pool._uds)}
-    return client
-
-
-def ours(home: Path, threads: int, slots: int) -> contextlib.AbstractContextManager[Server]:
-    environment = {"APPLIANCE_THREADS": str(threads), "APPLIANCE_SLOTS": str(slots), "APPLIANCE_CONTEXT": "3072"}
-    socket = str(home / "run" / "engine.sock")
-    return started(
-        "ours", [APPLIANCE, "--home", str(home), "engine"], environment,
-        base_url="http://engine", transport=httpx.AsyncHTTPTransport(uds=socket),
-    )  # fmt: skip
-
-
-def llama_server(model: Path, threads: int, slots: int) -> contextlib.AbstractContextManager[Server]:
-    command = [
-        str(binary()), "-m", str(model), "-t", str(threads), "-tb", str(threads), "-np", str(slots), "-c", str(3072 * slots),
-        "--kv-unified", "-cb", "--port", "18231", "--jinja",
-    ]  # fmt: skip
-    return started("llama-server", command, {}, base_url="http://127.0.0.1:18231")
-
-
-# The wheel keeps its processor back ends beside the library, where llama_cpp does not look by itself.
-PYTHON_SERVER = """
-import runpy
-from appliance.engine.llama import _library
-_library()
-runpy.run_module("llama_cpp.server", run_name="__main__")
-"""
-
-
-def python_server(model: Path, threads: int) -> contextlib.AbstractContextManager[Server]:
-    command = [
-        sys.executable, "-c", PYTHON_SERVER, "--model", str(model), "--n_threads", str(threads), "--n_ctx", "3072",
-        "--port", "18232", "--interrupt_requests", "false", "--verbose", "false",
-    ]  # fmt: skip
-    return started("llama_cpp.server", command, {}, base_url="http://127.0.0.1:18232")
 
 
 # --- the loads ---------------------------------------------------------------------------------------------------------------
@@ -154,11 +48,10 @@ class Load:
 
     speed: float
     first: float
-    cached: int = 0
 
 
 def text(draw: random.Random, tokens: int) -> str:
-    """About so many tokens of words; the starter's tokenizer takes one for each of these, with its space."""
+    """So many tokens of words."""
     return " ".join(draw.choice(WORDS) for _ in range(tokens))
 
 
@@ -171,40 +64,82 @@ def chats(count: int, seed: int, *, shared: int = 0, own: int = 180) -> list[lis
     return prompts
 
 
-async def ask(server: Server, messages: list[dict[str, str]], new: int = NEW, **more: Any) -> tuple[float, float, int, str]:
-    """(seconds to the first token, seconds altogether, tokens of the answer, its text)."""
+async def events(server: Server, messages: list[dict[str, str]], new: int, **more: Any) -> AsyncIterator[dict[str, Any]]:
+    """The events of one streamed answer."""
     body = {
-        "messages": messages, "max_tokens": new, "temperature": 0.0, "stream": True, "ignore_eos": True, "model": "default",
-        "stream_options": {"include_usage": True},
+        "messages": messages, "max_tokens": new, "temperature": 1.0, "top_p": 1.0, "top_k": 200, "min_p": 0.0, "seed": 1,
+        "stream": True, "ignore_eos": True, "model": "default", "stream_options": {"include_usage": True},
     } | more  # fmt: skip
     if server.name == "llama_cpp.server":
         body.pop("ignore_eos")
         body.pop("stream_options")
-    begun = time.perf_counter()
-    first, pieces, said = 0.0, 0, ""
-    counted = 0
     async with server.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         if answer.status_code != 200:
             raise SystemExit(f"{server.name}: {(await answer.aread()).decode()[:500]}")
         async for line in answer.aiter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            event = json.loads(line[6:])
-            if event.get("usage"):
-                counted = event["usage"]["completion_tokens"]
-            piece = ((event.get("choices") or [{}])[0].get("delta") or {}).get("content")
-            if piece:
-                first = first or time.perf_counter() - begun
-                pieces += 1
-                said += piece
-    return first, time.perf_counter() - begun, counted or pieces, said
+            if line.startswith("data: ") and line != "data: [DONE]":
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise SystemExit(f"{server.name}: {line[:500]}")
+                yield event
+
+
+def said(event: dict[str, Any]) -> str:
+    return ((event.get("choices") or [{}])[0].get("delta") or {}).get("content") or ""
+
+
+@dataclass
+class Answer:
+    """first and all: seconds to the first word, and to the end."""
+
+    first: float
+    all: float
+    tokens: int
+    text: str
+
+
+async def ask(server: Server, messages: list[dict[str, str]], new: int = NEW, **more: Any) -> Answer:
+    begun, first, pieces, counted = time.perf_counter(), 0.0, list[str](), 0
+    async for event in events(server, messages, new, **more):
+        if event.get("usage"):
+            counted = event["usage"]["completion_tokens"]
+        if piece := said(event):
+            first = first or time.perf_counter() - begun
+            pieces.append(piece)
+    return Answer(first, time.perf_counter() - begun, counted or len(pieces), "".join(pieces))
 
 
 async def load(server: Server, prompts: list[list[dict[str, str]]], **more: Any) -> Load:
     begun = time.perf_counter()
     answers = await asyncio.gather(*(ask(server, prompt, **more) for prompt in prompts))
     took = time.perf_counter() - begun
-    return Load(sum(answer[2] for answer in answers) / took, statistics.median(answer[0] for answer in answers))
+    return Load(sum(answer.tokens for answer in answers) / took, statistics.median(answer.first for answer in answers))
+
+
+async def steady(server: Server, models: Sequence[str], seed: int) -> list[float]:
+    """Tokens a second of each of so many chats that all go on talking, counted while all of them are."""
+    counts = [0] * len(models)
+    talking = [asyncio.Event() for _ in models]
+
+    async def talk(number: int) -> None:
+        async for event in events(server, chats(1, 1000 * seed + number, own=60)[0], 2500, model=models[number]):
+            if said(event):
+                counts[number] += 1
+                talking[number].set()
+
+    tasks = [asyncio.create_task(talk(number)) for number in range(len(models))]
+    try:
+        await asyncio.gather(*(one.wait() for one in talking))
+        before, begun = list(counts), time.perf_counter()
+        await asyncio.sleep(WINDOW)
+        took = time.perf_counter() - begun
+        if any(task.done() for task in tasks):
+            raise SystemExit("an answer ended before it was counted")
+        return [(count - start) / took for count, start in zip(counts, before, strict=True)]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def loads(server: Server, quick: bool) -> dict[str, Load]:
@@ -217,55 +152,123 @@ async def loads(server: Server, quick: bool) -> dict[str, Load]:
         found[f"{count} shared"] = await load(server, chats(count, 100 + count, shared=500, own=80))
     talk = chats(1, 500, own=1900)[0]
     cold = await ask(server, talk, new=32)
-    talk += [{"role": "assistant", "content": cold[3]}, {"role": "user", "content": "And what comes next?"}]
+    talk += [{"role": "assistant", "content": cold.text}, {"role": "user", "content": "And what comes next?"}]
     warm = await ask(server, talk, new=32)
-    found["second turn"] = Load(warm[0], cold[0])
+    found["second turn"] = Load(warm.first, cold.first)
     return found
 
 
-async def measure_ours(home: Path, threads: int, quick: bool) -> tuple[dict[str, Load], dict[str, Any]]:
+# --- what only ours has ------------------------------------------------------------------------------------------------------
+
+
+async def measure(home: Path, threads: int, quick: bool) -> tuple[dict[str, Load], dict[str, float]]:
+    """What the loads gave, and the seconds that the loop spent on them: in the model, and altogether."""
     with ours(home, threads, 32) as server:
         found = await loads(server, quick)
-        facts: dict[str, Any] = (await server.client.get("/health")).json()
-        await server.client.aclose()
-    return found, facts
+        facts = (await server.client.get("/health")).json()["models"]["bench"]
+    return found, facts["seconds"]
 
 
-async def measure_peer(model: Path, threads: int, quick: bool) -> dict[str, Load]:
-    with llama_server(model, threads, 32) as server:
-        found = await loads(server, quick)
-        await server.client.aclose()
-    return found
-
-
-async def measure_python(model: Path, threads: int) -> Load:
-    with python_server(model, threads) as server:
-        await ask(server, chats(1, 999)[0], new=8)
-        found = await load(server, chats(16, 16))
-        await server.client.aclose()
-    return found
-
-
-async def equal_texts(home: Path, threads: int) -> float:
-    """The share of 16 answers that are the same in a batch as alone: only rounding may part them."""
+async def equal_texts(home: Path, threads: int) -> Row:
+    """Greedy answers of 16 chats in one batch, and each alone: only rounding may part them."""
     prompts = chats(16, 700)
     with ours(home, threads, 16) as server:
-        together = await asyncio.gather(*(ask(server, prompt) for prompt in prompts))
-        await server.client.aclose()
+        together = await asyncio.gather(*(ask(server, prompt, temperature=0.0) for prompt in prompts))
     with ours(home, threads, 16) as server:
-        alone = [await ask(server, prompt) for prompt in prompts]
-        await server.client.aclose()
-    return sum(one[3] == other[3] for one, other in zip(together, alone, strict=True)) / len(prompts)
+        alone = [await ask(server, prompt, temperature=0.0) for prompt in prompts]
+    equal = sum(one.text == other.text for one, other in zip(together, alone, strict=True))
+    return ("16 greedy answers in a batch, the same text as alone", f"{equal} of 16", "-", f"{equal / 16:.2f}", "told")
+
+
+async def adapters(home: Path, threads: int) -> list[Row]:
+    """15 chats on one adapter, and one on another."""
+    with ours(home, threads, 32) as server:
+        many = statistics.mean(await steady(server, ["bench-a"] * 15, 1))
+        lone = (await steady(server, ["bench-b"], 2))[0]
+        both = await steady(server, ["bench-a"] * 15 + ["bench-b"], 3)
+    rest, rare = statistics.mean(both[:15]), both[15]
+    return [
+        ("15 chats on an adapter beside 1 on another: each of the 15, tokens/s", f"{rest:.1f}", f"{many:.1f} without the one",
+         f"{rest / many:.2f}", "at least 0.7"),
+        ("the 1 on the other adapter, tokens/s", f"{rare:.1f}", f"{lone:.1f} alone", f"{rare / lone:.2f}", "at least 0.25"),
+    ]  # fmt: skip
+
+
+async def beside_tuning(home: Path, threads: int, starter: str) -> Row:
+    """16 chats, then the same while `appliance tune` trains the starter in the same home."""
+    examples = home / "examples.jsonl"
+    draw = random.Random(5)
+    turns = ({"role": role, "content": text(draw, 40)} for _ in range(400) for role in ("user", "assistant"))
+    rows = ({"messages": [question, answer]} for question, answer in zip(turns, turns, strict=False))
+    examples.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    recipe = home / "recipe.toml"
+    recipe.write_text("epochs = 50\n", "utf-8")
+    command = [APPLIANCE, "--home", str(home), "tune", "huggingface", "start", "--examples", str(examples), "--base", starter]
+    command += ["--recipe", str(recipe), "--name", f"beside-{os.getpid()}", "--no-promote"]
+    with ours(home, threads, 32) as server:
+        alone = sum(await steady(server, ["default"] * 16, 4))
+        with tempfile.TemporaryFile() as log:
+            tuning = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"APPLIANCE_THREADS": str(threads)})
+            try:
+                ends = time.monotonic() + 300
+                while not training(tuning.pid):
+                    if tuning.poll() is not None or time.monotonic() > ends:
+                        log.seek(0)
+                        raise SystemExit(f"no training came up:\n{log.read()[-2000:].decode('utf-8', 'replace')}")
+                    await asyncio.sleep(1)
+                beside = sum(await steady(server, ["default"] * 16, 5))
+                if not training(tuning.pid):
+                    raise SystemExit("the training ended before it was measured beside")
+            finally:
+                tuning.terminate()
+                tuning.wait()
+    label = "16 chats while a tuning job runs, tokens/s"
+    return (label, f"{beside:.0f}", f"{alone:.0f} without it", f"{beside / alone:.2f}", "at least 0.5")
+
+
+def training(parent: int) -> bool:
+    """Whether a descendant of the process has begun its steps: its processor time tells."""
+    children: dict[int, list[tuple[int, float, bytes]]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                stat = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                spent = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+                children.setdefault(int(stat[1]), []).append((int(entry.name), spent, (entry / "cmdline").read_bytes()))
+    below, waiting = [], [parent]
+    while waiting:
+        found = children.get(waiting.pop(), [])
+        below += found
+        waiting += [pid for pid, _, _ in found]
+    return any(b"train_child" in command and spent > 20 for _, spent, command in below)
+
+
+async def restart(home: Path, threads: int) -> Row:
+    """The first answer of a new process: about a lesson that a class had asked about, and about one that nobody had."""
+    known = chats(6, 900, shared=500, own=20)
+    with ours(home, threads, 32) as server:
+        for number, prompt in enumerate(known[:5]):
+            await ask(server, prompt, new=4, user=f"pupil {number}")
+        await asyncio.sleep(12)  # quiet moments, in which what is shared is kept
+    with ours(home, threads, 32) as server:
+        warm = await ask(server, known[5], new=4)
+        cold = await ask(server, chats(1, 901, shared=500, own=20)[0], new=4)
+    took = f"{warm.first:.2f} s"
+    return (
+        "first token after a restart, known lesson of 500",
+        took,
+        f"{cold.first:.2f} s, unknown",
+        f"{warm.first / cold.first:.2f}",
+        "told",
+    )
 
 
 async def soak(home: Path, threads: int, seconds: float) -> Row:
     """32 streams without a pause: no error, every stream complete, no growth of memory."""
     with ours(home, threads, 32) as server:
-        await load(server, chats(32, 1))
-        await load(server, chats(32, 2))
-        before = server.memory_mb
+        count = short = 0
+        memory: list[float] = []
         ends = time.monotonic() + seconds
-        short = count = 0
 
         async def reader(number: int) -> None:
             nonlocal short, count
@@ -273,64 +276,62 @@ async def soak(home: Path, threads: int, seconds: float) -> Row:
             while time.monotonic() < ends:
                 answer = await ask(server, chats(1, 10_000 * number + turn, shared=100, own=40)[0])
                 count, turn = count + 1, turn + 1
-                short += answer[2] != NEW
+                short += answer.tokens != NEW
 
-        await asyncio.gather(*(reader(number) for number in range(32)))
-        grown = server.memory_mb - before
-        await server.client.aclose()
-    result = f"{count} answers, {short} incomplete, memory {grown:+.0f} MB"
-    return (f"32 streams for {seconds / 60:.0f} minutes", result, "-", "-", "no error, no growth")
+        async def watch() -> None:
+            while time.monotonic() < ends:
+                memory.append(server.memory_mb)
+                await asyncio.sleep(1)
+
+        await asyncio.gather(watch(), *(reader(number) for number in range(32)))
+        third = len(memory) // 3
+        grown = max(memory[2 * third :]) - max(memory[third : 2 * third])  # the first third fills the cache
+    result = f"{count} answers, {short} incomplete, memory {max(memory):.0f} MB, last third {grown:+.1f} MB"
+    return (f"32 streams for {seconds / 60:g} minutes", result, "-", "-", "no error, no growth")
 
 
 # --- the table ---------------------------------------------------------------------------------------------------------------
 
 
-def rows(mine: dict[str, Load], theirs: dict[str, Load], python: Load | None, facts: dict[str, Any], equal: float) -> list[Row]:
+def rows(mine: dict[str, Load], theirs: dict[str, Load], python: Load | None, seconds: dict[str, float]) -> list[Row]:
     table: list[Row] = []
-    for name, ours_ in mine.items():
+    for name, own in mine.items():
         peer = theirs[name]
         if name == "second turn":
-            share, other = ours_.speed / ours_.first, peer.speed / peer.first
-            ours_text = f"{ours_.speed:.2f} s of {ours_.first:.2f} s cold"
-            table.append(
-                (
-                    "second turn after 2,000 tokens, first token",
-                    ours_text,
-                    f"{other:.2f} of cold",
-                    f"{share:.2f} of cold",
-                    "0.10",
-                )
-            )
+            label = "second turn of a talk of 2,000 tokens: first token"
+            share = f"{peer.speed / peer.first:.3f} of cold"
+            took = f"{own.speed:.2f} s of {own.first:.2f} s"
+            table.append((label, took, share, f"{own.speed / own.first:.3f} of cold", "at most 0.1"))
             continue
-        goal = ("5", "0.2") if "shared" in name else ("1.0", "1.0")
-        label = f"{name.split()[0]} chats, {'500 of 600 tokens shared' if 'shared' in name else 'different prompts'}"
-        faster, sooner = ours_.speed / peer.speed, ours_.first / peer.first
-        table.append((f"{label}: tokens/s", f"{ours_.speed:.0f}", f"{peer.speed:.0f}", f"{faster:.2f}", f"at least {goal[0]}"))
-        waits = (f"{ours_.first:.2f} s", f"{peer.first:.2f} s")
-        table.append((f"{label}: median first token", *waits, f"{sooner:.2f}", f"at most {goal[1]}"))
+        count, shared = name.split()[0], "shared" in name
+        least, most = ("5", "0.2") if shared else ("1.0", "1.0")
+        label = f"{count} chat{'s' * (count != '1')}, {'500 of 600 tokens shared' if shared else 'different prompts'}"
+        faster, sooner = f"{own.speed / peer.speed:.2f}", f"{own.first / peer.first:.2f}"
+        table.append((f"{label}: tokens/s", f"{own.speed:.1f}", f"{peer.speed:.1f}", faster, f"at least {least}"))
+        table.append((f"{label}: median first token", f"{own.first:.2f} s", f"{peer.first:.2f} s", sooner, f"at most {most}"))
     if python is not None:
-        ours_ = mine["16 different"]
-        ratio = f"{ours_.speed / python.speed:.1f}"
-        table.append(
-            ("16 chats against llama_cpp.server: tokens/s", f"{ours_.speed:.0f}", f"{python.speed:.0f}", ratio, "at least 4")
-        )
-    spent = facts.get("seconds") or {}
-    if spent.get("all"):
-        table.append(
-            ("Python's share of the loop", f"{100 * (1 - spent['model'] / spent['all']):.2f} %", "-", "-", "under 2 %")
-        )
-    table.append(("same text in a batch of 16 as alone", f"{100 * equal:.0f} %", "-", "-", "stated"))
+        own, label = mine["16 different"], "16 chats, llama_cpp.server as the peer: tokens/s"
+        table.append((label, f"{own.speed:.1f}", f"{python.speed:.1f}", f"{own.speed / python.speed:.2f}", "at least 4"))
+    share = f"{100 * (1 - seconds['model'] / seconds['all']):.2f} %"
+    table.append(("Python's share of the loop", share, "-", "-", "under 2 %"))
     return table
 
 
-def write(table: list[Row], threads: int, out: Path) -> str:
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?"
-    )
+def write(table: list[Row], threads: int, out: Path, *, keep: bool) -> str:
+    """Write the table; `keep`: among the rows that were there, of which some are new now."""
+    if keep and out.is_file():
+        lines = [line[2:-2].split(" | ") for line in out.read_text("utf-8").splitlines() if line.startswith("| ")]
+        new = {row[0]: row for row in table}
+        before: list[Row] = [(line[0], line[1], line[2], line[3], line[4]) for line in lines[1:]]
+        known = {row[0] for row in before}
+        table = [new.get(row[0], row) for row in before] + [row for row in table if row[0] not in known]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line.split(":")[1].strip() for line in lines if "model name" in line), "?")
     head = (
-        f"# The engine, measured\n\nMade by `scripts/bench engine` on {date.today()}: {cpu}, {threads} threads, "
-        f"{platform.platform()}, llama-cpp-python {version('llama-cpp-python')} and llama-server from the same source; a Llama "
-        f"of 0.3 billion random weights in Q4_K_M; {NEW} new tokens for each chat.\n\n"
+        f"# The engine, measured\n\nMade by `scripts/bench engine` on {date.today()}: {processor}, {threads} threads, "
+        f"{platform.platform()}, llama-cpp-python {version('llama-cpp-python')} and a llama-server built from the same source "
+        "(continuous batching, unified cache, 32 places); a Llama of 0.3 billion random weights in Q4_K_M; prompts of about "
+        f"200 tokens, answers of {NEW}. The peer is llama-server where nothing else is said.\n\n"
         "| load | ours | peer | ratio | to reach |\n|---|---|---|---|---|\n"
     )
     told = head + "".join("| " + " | ".join(row) + " |\n" for row in table)
@@ -338,51 +339,51 @@ def write(table: list[Row], threads: int, out: Path) -> str:
     return told
 
 
+async def against_peers(model: Path, home: Path, threads: int, quick: bool) -> list[Row]:
+    with llama_server(model, threads, 32) as server:
+        theirs = await loads(server, quick)
+    mine, seconds = await measure(home, threads, quick)
+    with python_server(model, threads) as server:
+        await ask(server, chats(1, 999)[0], new=8)
+        python = await load(server, chats(16, 16))
+    return rows(mine, theirs, python, seconds)
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="fewer loads")
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
+    parser.add_argument(
+        "--only",
+        choices=("peers", "equal", "adapters", "tuning", "restart", "soak"),
+        help="one part; the rows of the others stay as they were",
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--work", type=Path, default=None, help="keep the model here")
     given = parser.parse_args()
     with contextlib.ExitStack() as stack:
         work = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work.mkdir(parents=True, exist_ok=True)
-        model = make_model(work)
-        home = work / "home"
-        register(home, model)
-        theirs = await measure_peer(model, given.threads, given.quick)
-        mine, facts = await measure_ours(home, given.threads, given.quick)
-        python = None
-        try:
-            python = await measure_python(model, given.threads)
-        except SystemExit as error:
-            print(f"llama_cpp.server could not be measured: {str(error)[:200]}", file=sys.stderr)
-        equal = await equal_texts(home, given.threads)
-        table = rows(mine, theirs, python, facts, equal)
-        if given.soak:
-            table.append(await soak(home, given.threads, 60 * given.soak))
-    told = write(table, given.threads, Path(__file__).with_suffix(".md"))
+        model, home = make_model(work), work / "home"
+        starter = register(home, model)
+        table: list[Row] = []
+        for part in ("peers", "adapters", "tuning", "restart", "equal", "soak"):
+            if given.only not in (None, part) or (part == "soak" and not given.soak):
+                continue
+            print(f"measuring: {part}", file=sys.stderr)
+            if part == "peers":
+                table += await against_peers(model, home, given.threads, given.quick)
+            elif part == "adapters":
+                table += await adapters(home, given.threads)
+            elif part == "soak":
+                table.append(await soak(home, given.threads, 60 * given.soak))
+            elif part == "tuning":
+                table.append(await beside_tuning(home, given.threads, starter))
+            else:
+                table.append(await {"restart": restart, "equal": equal_texts}[part](home, given.threads))
+    told = write(table, given.threads, Path(__file__).with_suffix(".md"), keep=given.only is not None)
     print(json.dumps({"rows": table}) if given.json else told)
-
-
-def register(home: Path, model: Path) -> None:
-    import shutil
-
-    from appliance.errors import NotFound
-    from appliance.registry import Registry
-    from appliance.settings import Settings
-
-    registry = Registry(Settings(home=home).models)
-    try:
-        registry.get("bench")
-    except NotFound:
-        folder = home / "incoming"
-        folder.mkdir(parents=True)
-        shutil.copyfile(model, folder / "model.gguf")
-        registry.add(folder, id="bench", kind="base", title="Bench", licence="none", context=4096)
-        registry.promote("bench")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class NoEmbedder(Embedder):
 
 @asynccontextmanager
 async def engine_on_a_socket(
-    gguf: Path, embedder: Embedder | None = None, resolve: Callable[[str], ModelFiles] | None = None
+    gguf: Path, embedder: Embedder | None = None, resolve: Callable[[str], ModelFiles] | None = None, slots: int = 4
 ) -> AsyncIterator[OpenAICompatible]:
     def any_name(name: str) -> ModelFiles:
         if name not in ("default", "starter"):
@@ -48,7 +48,7 @@ async def engine_on_a_socket(
         return ModelFiles("starter", gguf, None, 1024)
 
     def make(files: ModelFiles) -> Handler:
-        return LlamaHandler(files.model, files.adapter, threads=2, slots=4, context=files.context, model_id=files.id)
+        return LlamaHandler(files.model, files.adapter, threads=2, slots=slots, context=files.context, model_id=files.id)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "engine.sock"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
@@ -23,6 +23,14 @@ class Engine(Fake):
         super().__init__()
         self.down, self.dies = down, dies
         self.asked: list[str] = []
+        self.counted: list[str] = []
+        self.facts: dict[str, object] = {}
+
+    async def count(self, messages: Sequence[Message], model: str = "default") -> int:
+        if self.down:
+            raise ModelUnavailable("down", "wait")
+        self.counted.append(model)
+        return 7 * await super().count(messages)
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         self.asked.append(request.model)
@@ -35,7 +43,7 @@ class Engine(Fake):
             yield chunk
 
     async def health(self) -> Health:
-        return Health(not self.down, "")
+        return Health(not self.down, "", facts=self.facts)
 
     async def embed(self, texts):  # type: ignore[no-untyped-def]
         raise ModelUnavailable(f"{len(texts)}")
@@ -88,3 +96,36 @@ async def test_an_unreadable_registry_means_quotes(fault: Exception) -> None:
         raise fault
 
     assert await handlers(Pool(Engine(), Quoting(), damaged)) == {"quotes"}
+
+
+# --- the model of a task --------------------------------------------------------------------------------------------------
+async def test_what_fits_is_counted_in_the_terms_of_the_model_that_answers() -> None:
+    engine = Engine()
+    models = {"history": Active("clio", "Clio", starter=False, context=4096), "": ACTIVE}
+    made = Pool(engine, Quoting(), lambda task: models.get(task, ACTIVE))
+    words = [Message("user", "why green")]
+    assert await made.count(words, "history") == await made.count(words) == 14
+    await made.count(words, "history", "plato")
+    assert engine.counted == ["clio", "tuned", "plato"]
+    assert await made.count(words, "history", "quotes") == 2 and len(engine.counted) == 3
+    assert ((await made.serving("history")).context, (await made.serving()).context) == (4096, 1024)
+    engine.down = True
+    assert await made.count(words, "history") == 2, "quotes answer, and words they count"
+    assert await pool(engine, None).count(words) == 2
+    assert (await pool(engine, None).serving()).context == Quoting().context
+
+
+@pytest.mark.parametrize(
+    ("facts", "handler", "words"),
+    [
+        ({}, "llama", "The promoted model answers."),
+        ({"tuned": {"backend": "transformers", "gpu": True, "why": "a GPU is free"}}, "transformers", "on a GPU, because"),
+        ({"base": {"backend": "llama", "adapters": ["other", "tuned@0123"], "why": "no GPU is here"}}, "llama", "by llama.cpp"),
+        ({"base": {"backend": "transformers", "adapters": ["other"]}}, "llama", "The promoted model answers."),
+    ],
+)
+async def test_status_says_which_back_end_serves_and_why(facts: dict[str, object], handler: str, words: str) -> None:
+    engine = Engine()
+    engine.facts = {"models": facts}
+    serving = await pool(engine).serving()
+    assert serving.handler == handler and words in serving.detail

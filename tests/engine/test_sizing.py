@@ -63,7 +63,8 @@ def test_more_machine_is_more_at_once_and_never_more_than_fits(model: Path) -> N
     assert plans[0].slots < plans[-1].slots <= sizing.MOST_SLOTS
     for one, gb in zip(plans, (5, 8, 16, 64), strict=True):
         assert one.context == 8192
-        assert one.cell * one.context <= one.cache <= one.cell * one.context * one.slots
+        assert one.cell * one.context <= one.cache <= one.cell * one.context * (one.slots + one.spare)
+        assert one.parking <= sizing.MOST_PARKED * one.cell * one.context
         assert one.weights + one.cache < gb * GB
     small = plan(write_model(model.with_name("small.gguf"), parameters=100_000_000), Machine(16 * GB, 4))
     assert small.slots == sizing.MOST_SLOTS, "a small model serves a whole class at once"
@@ -71,7 +72,13 @@ def test_more_machine_is_more_at_once_and_never_more_than_fits(model: Path) -> N
 
 def test_what_is_set_is_kept(model: Path) -> None:
     given = plan(model, Machine(16 * GB, 4), threads=3, slots=7, context=1024, cache=GB)
-    assert (given.threads, given.slots, given.context, given.cache) == (3, 7, 1024, GB)
+    assert (given.threads, given.slots, given.context, given.cache + given.parking) == (3, 7, 1024, GB)
+
+
+def test_where_memory_is_short_all_share_one_pool(model: Path) -> None:
+    roomy, tight = plan(model, Machine(64 * GB, 8), slots=16), plan(model, Machine(6 * GB, 8), slots=16)
+    assert roomy.apart and roomy.cache >= roomy.cell * roomy.context * 16
+    assert not tight.apart and tight.cell * tight.context <= tight.cache < tight.cell * tight.context * 16
 
 
 def test_a_model_that_cannot_fit_is_refused_with_figures_and_one_that_would(model: Path) -> None:

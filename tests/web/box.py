@@ -121,7 +121,8 @@ class PretendPool:
             raise NotFound(f"There is no model called {name!r}.", "See /v1/models.")
         return self.starter
 
-    async def count(self, messages: Sequence[Message]) -> int:
+    async def count(self, messages: Sequence[Message], task: str = "", model: str = "default") -> int:
+        del task, model
         return sum(len(message.content.split()) for message in messages)
 
     async def embed(self, texts: Sequence[str]) -> Any:
@@ -130,12 +131,13 @@ class PretendPool:
         return np.ones((len(texts), 4), np.float32)
 
 
-def make_box(settings: Settings, pace: float = 0.0) -> Any:
-    """What create_app needs, with everything real but the model and the documents."""
+def make_box(settings: Settings, pace: float = 0.0, pool: Any = None) -> Any:
+    """What create_app needs, with everything real but the model and the documents; with a `pool`, the model too."""
     database = Database(settings.database)
     database.migrate()
-    accounts, library, pool = Accounts(database, settings), PretendLibrary(), PretendPool(pace)
-    chat = Chat(database, library, pool, accounts, settings, starter_of=pool.starter_of)  # type: ignore[arg-type]
+    accounts, library, pool = Accounts(database, settings), PretendLibrary(), pool or PretendPool(pace)
+    starter_of = getattr(pool, "starter_of", None)
+    chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of)  # type: ignore[arg-type]
     registry = SimpleNamespace(list=list)
     return SimpleNamespace(
         settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry

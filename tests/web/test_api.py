@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from appliance.web.api import _Body, _options
 from tests.web.box import LEAVES, PretendPool
-from tests.web.conftest import BASE
+from tests.web.conftest import BASE, events
 
 QUESTION: Any = [{"role": "user", "content": "Why are leaves green?"}]
 
@@ -56,6 +56,16 @@ async def test_a_streamed_answer(client: openai.AsyncOpenAI) -> None:
     assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].usage
     last = chunks[-2]
     assert last.choices[0].finish_reason == "stop" and (last.model_extra or {})["passages"][0]["id"] == 12
+
+
+async def test_the_place_in_line_and_the_wait_are_told(client: openai.AsyncOpenAI, box: Any, person: httpx.AsyncClient) -> None:
+    box.pool.pace = 0.001
+    stream = await client.chat.completions.create(model="default", messages=QUESTION, stream=True)
+    told = [chunk.model_extra or {} async for chunk in stream]
+    assert [(one["place"], one["wait"]) for one in told if "place" in one] == [(2, 1.0)]
+    asked = await person.post("/chat/ask", data={"question": "Why are leaves green?"}, headers={"accept": "application/json"})
+    page = await person.get(f"/chat/stream/{asked.json()['turn']}")
+    assert ("queue", '{"place": 2, "wait": 1.0}') in events(page.text)
 
 
 async def test_a_starter_does_not_speak_first(client: openai.AsyncOpenAI, box: Any) -> None:
