@@ -326,6 +326,11 @@ class Chat:
         while not run.finished:
             await run.changed.wait()
 
+    async def leave(self, user: User) -> None:
+        """End every answer that a person has under way: they have signed out. What was written so far is kept."""
+        for turn in [turn for turn, run in self._runs.items() if run.user == user.id]:
+            await self.stop(user, turn)
+
     async def delete(self, user: User, conversation: str) -> None:
         """Stop what is being written in it, then delete it with all its turns. Raises NotFound."""
         _, stored = await asyncio.to_thread(self.conversations.load, user, conversation)

@@ -84,6 +84,9 @@ async def sign_in(request: Request) -> Response:
 async def sign_out(request: Request) -> Response:
     await auth.form(request)
     response = RedirectResponse("/", 303)
+    found = await auth.session(request)
+    if found is not None:
+        await auth.box(request).chat.leave(found.user)
     await auth.sign_out(request, response)
     return response
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from appliance.errors import StorageFull
-from appliance.tables import attempts
+from appliance.tables import attempts, turns
 from appliance.web.markdown import to_html
 from tests.web.box import LEAVES
 from tests.web.conftest import NAME, PASSWORD, csrf, events
@@ -284,6 +285,17 @@ async def test_ask_without_the_script(person: httpx.AsyncClient, box: Any) -> No
     assert stop and (await person.post(stop[1])).status_code == 303
     assert "Stopped. What was written until then is kept." in (await person.get(reply.headers["location"])).text
     assert (await person.post("/chat/ask", data={"question": "  "})).status_code == 400
+
+
+async def test_who_signs_out_takes_their_answer_along(person: httpx.AsyncClient, box: Any) -> None:
+    box.pool.pace = 0.5
+    await person.post("/chat/ask", data={"question": QUESTION})
+    while not box.pool.requests:
+        await asyncio.sleep(0.01)
+    assert (await person.post("/sign-out")).status_code == 303
+    with box.database.read() as connection:
+        states = [row.state for row in connection.execute(sa.select(turns).where(turns.c.role == "assistant"))]
+    assert states == ["stopped"]
 
 
 async def test_the_page_uses_a_promoted_model_without_a_restart(person: httpx.AsyncClient, box: Any) -> None:
