@@ -53,3 +53,4 @@ def test_the_engine_has_no_network_and_the_web_process_only_the_lan() -> None:
     engine, web = ((UNITS / f"appliance-{name}.service").read_text("utf-8") for name in ("engine", "web"))
     assert "PrivateNetwork=yes" in engine and "RestrictAddressFamilies=AF_UNIX\n" in engine
     assert "IPAddressDeny=any" in web and "MemoryDenyWriteExecute=yes" in web
+    assert "LimitNOFILE=8192" in web, "everybody who reads an answer holds two sockets"

@@ -110,6 +110,8 @@ async def engine(out: Output, with_parent: bool) -> int:
 
     if with_parent:
         end_with_parent()
+    # The decode loop comes back from llama.cpp many times a second, and waits this long for a thread that is busy.
+    sys.setswitchinterval(0.0005)
     appliance = Appliance.open(settings)
     make = serving_choice(settings, fitting=lambda memory: _fitting(settings, memory), tuning=tuning)
     with _only_one(settings, "engine"):

@@ -62,8 +62,20 @@ class FairQueue(Generic[Item]):
     def take(self) -> Item:
         """Remove whose turn it is, and charge their class and them. Raises LookupError where nobody waits."""
         group, user = self._turn(self._waiting, self._groups, self._users)
-        _, item, cost = self._waiting[group][user][0]
-        self._drop(group, user)
+        item = self._waiting[group][user][0][1]
+        self._serve(group, user, 0)
+        return item
+
+    def claim(self, item: Item) -> bool:
+        """`take` for this one, whoever has come since it was its turn; False where it has given up."""
+        for group, user, place in self._places(item):
+            self._serve(group, user, place)
+            return True
+        return False
+
+    def _serve(self, group: str, user: str, place: int) -> None:
+        cost = self._waiting[group][user][place][2]
+        self._drop(group, user, place)
         self._groups.charge(group, cost)
         self._users.setdefault(group, _Clock()).charge(user, cost)
         self._groups.forget(set(self._waiting))
@@ -71,20 +83,23 @@ class FairQueue(Generic[Item]):
             del self._users[name]
         if group in self._users:
             self._users[group].forget(set(self._waiting.get(group, {})))
-        return item
 
     def remove(self, item: Item) -> bool:
         """Take out one that gave up; whether it was there."""
-        for group, users in self._waiting.items():
-            for user, queue in users.items():
-                for place, (_, waiting, _cost) in enumerate(queue):
-                    if waiting is item:
-                        del queue[place]
-                        self._length -= 1
-                        self.version += 1
-                        self._tidy(group, user)
-                        return True
+        for group, user, place in self._places(item):
+            self._drop(group, user, place)
+            return True
         return False
+
+    def _places(self, item: Item) -> list[tuple[str, str, int]]:
+        """Where an item stands: one place, or none."""
+        return [
+            (group, user, place)
+            for group, users in self._waiting.items()
+            for user, queue in users.items()
+            for place, (_, waiting, _cost) in enumerate(queue)
+            if waiting is item
+        ]
 
     def clear(self) -> list[Item]:
         """Everything that waited, in no order; the queue is empty then."""
@@ -128,8 +143,8 @@ class FairQueue(Generic[Item]):
         user = min(waiting[group], key=lambda name: (clock.start(name), waiting[group][name][0][0]))
         return group, user
 
-    def _drop(self, group: str, user: str) -> None:
-        self._waiting[group][user].popleft()
+    def _drop(self, group: str, user: str, place: int) -> None:
+        del self._waiting[group][user][place]
         self._length -= 1
         self.version += 1
         self._tidy(group, user)

@@ -14,7 +14,7 @@ from appliance.engine.job import Job
 from appliance.engine.llama import Llama, State
 from appliance.engine.parking import Parking
 from appliance.engine.prefixes import Prefixes
-from appliance.engine.sizing import KEPT
+from appliance.engine.sizing import KEEP_FREE, KEPT, available_memory
 from appliance.errors import BadInput
 
 SHARE_FROM = 16  # tokens: a shorter prefix is computed again sooner than waited for
@@ -59,6 +59,11 @@ class Cache:
         self._llama.forget(sequence, length)
         self._tree.cut(sequence, length)
 
+    @property
+    def streams(self) -> int:
+        """Part of the layout of a state: what another number wrote cannot be adopted."""
+        return self._llama.streams
+
     def facts(self) -> dict[str, int]:
         return {
             "cells": self._llama.cells,
@@ -82,8 +87,13 @@ class Cache:
 
         Nobody who runs is ever stopped for want of room: all that they can still come to need is set aside.
         """
-        others = [other for other in running if other is not job and (other.sequence in self._tree or other.leader)]
-        reserved = sum(other.needs - (other.shared if other.leader else 0) for other in others)
+        reserved, before = 0, True
+        for other in running:
+            if other is job:
+                before = False
+            elif other.sequence in self._tree or other.leader or before:
+                reserved += other.needs - (other.shared if other.leader else 0)
+            # What is left out waits for room as this job does, and is behind it.
         while True:
             shared = 0 if source <= AWAY else length
             need = job.needs - max(shared, job.shared if job.leader else 0)
@@ -201,7 +211,9 @@ class Cache:
             self._free.append(job.sequence)
         elif self.keep and job.score_from is None and self._tree.own(job.sequence) >= SHARE_FROM:
             self._idle[job.sequence] = _Idle(self._clock + 1, 1)
-            while not self._llama.apart and (len(self._idle) > KEPT or self._pooled() > POOLED):
+            # What is too long to be parked stays until its room is needed.
+            away = self._llama.cell_bytes * self._tree.length(job.sequence) <= self._parking.most
+            while not self._llama.apart and (len(self._idle) > KEPT or (away and self._pooled() > POOLED)):
                 self.evict()
         else:
             self._forget(job.sequence)
@@ -221,7 +233,8 @@ class Cache:
     def _park(self, doomed: int) -> None:
         kept = self._idle[doomed]
         self._clock = max(self._clock, kept.worth)
-        if self._parking.most:
+        state = self._llama.cell_bytes * self._tree.length(doomed)
+        if state <= self._parking.most and available_memory() > KEEP_FREE + state:  # another model may have taken the room
             self._parking.put(self._tree.tokens(doomed), self._kinds[doomed], self._llama.state(doomed), kept.uses)
         self._forget(doomed)
 

@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
+from appliance.engine.gguf_rules import ARRAY, BOOL, FIXED, GGML, STRING, Listed, fault, repeats
 from appliance.engine.handler import Message
 from appliance.engine.template import ChatTemplate
 from appliance.errors import ApplianceError, BadInput, from_os_error
@@ -30,27 +31,14 @@ MAX_KEYS = 10_000
 MAX_TENSORS = 100_000
 MAX_HEADER = 512 * 2**20  # bytes before the weights
 MAX_ITEMS = 5_000_000  # strings in arrays: vocabulary and merges
+MAX_VOCABULARY = 2**21
+MAX_TOKEN = 2**16  # bytes
 MAX_KEY = 1024
 MAX_NAME = 64  # the specification's
 MAX_TEXT = 2**18  # bytes of a text that is kept, such as a chat template
 MAX_DEPTH = 4
 MAX_SIDE = 2**24  # of a table: vocabulary, context, width
 MAX_ALIGNMENT = 2**20
-
-# GGUF's value types by number: the struct code of the fixed ones.
-FIXED = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
-BOOL, STRING, ARRAY = 7, 8, 9
-
-# ggml's tensor types by number: name, weights in a block, bytes of a block.
-GGML = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
-}  # fmt: skip
 
 # safetensors' types: bytes of one weight.
 DTYPES = {
@@ -131,17 +119,20 @@ class _Reader:
         return struct.unpack(code, self.take(struct.calcsize(code)))[0]
 
     def text(self, limit: int, what: str) -> str:
+        try:
+            return self.raw(limit, what).decode("utf-8")
+        except UnicodeDecodeError:
+            self.fail(f"{what} is not text")
+
+    def raw(self, limit: int, what: str) -> bytes:
         length = self.number("<Q")
         self.need(length)
         if length > limit:
             self.fail(f"{what} is longer than {limit} bytes")
-        try:
-            return self.take(length).decode("utf-8")
-        except UnicodeDecodeError:
-            self.fail(f"{what} is not text")
+        return self.take(length)
 
     def value(self, kind: int, *, keep: bool, depth: int = 0) -> Any:
-        """One metadata value; None for what is only walked over."""
+        """One metadata value; None for a text that is only walked over."""
         if kind in FIXED:
             found = self.number(FIXED[kind])
             if kind == BOOL and found > 1:
@@ -153,23 +144,25 @@ class _Reader:
             self.skip(self.number("<Q"))
             return None
         if kind == ARRAY:
-            self.array(depth + 1)
-            return None
+            return self.array(depth + 1, keep=keep)
         return self.fail(f"its header holds a value of the unknown type {kind}")
 
-    def array(self, depth: int) -> None:
+    def array(self, depth: int, *, keep: bool) -> Listed:
         kind, count = self.number("<I"), self.number("<Q")
         if depth > MAX_DEPTH:
             self.fail("its header nests lists too deep")
         if kind in FIXED:
             self.skip(count * struct.calcsize(FIXED[kind]))
-            return
+            return Listed(kind, count)
         self.need(count * 8)  # every text and every list takes at least its own length
         self.items += count
-        if self.items > MAX_ITEMS:
+        if self.items > MAX_ITEMS or (keep and count > MAX_VOCABULARY):
             self.fail("its header lists more texts than any model")
+        if keep and kind == STRING:
+            return Listed(kind, count, repeats(self.raw(MAX_TOKEN, "a token") for _ in range(count)))
         for _ in range(count):
             self.value(kind, keep=False, depth=depth)
+        return Listed(kind, count)
 
 
 def read_gguf(path: Path) -> GGUFFacts:
@@ -204,18 +197,25 @@ def _gguf(reader: _Reader) -> GGUFFacts:
     context = known.get(f"{architecture}.context_length", 0)
     if type(context) is not int or not 0 <= context < 2**31:
         reader.fail("its context length is not a sensible number")
+    why = fault(known, architecture)
+    if why:
+        reader.fail(why)
     return GGUFFacts(
         version=version, architecture=architecture, name=_said(reader, known, "general.name"), context=context,
         template=_said(reader, known, "tokenizer.chat_template"), tensors=tensors, parameters=sum(weights.values()),
         quantisation=weights.most_common(1)[0][0] if weights else "", licence=_said(reader, known, "general.license"),
         kind="adapter" if kind == "adapter" else "model", starter=known.get("appliance.starter") == 1,
-        numbers={key.partition(".")[2]: n for key, n in known.items() if key.startswith(f"{architecture}.") and n is not None},
+        numbers={
+            key.partition(".")[2]: number for key, number in known.items()
+            if key.startswith(f"{architecture}.") and isinstance(number, int | float)
+        },
     )  # fmt: skip
 
 
 def _metadata(reader: _Reader, count: int) -> dict[str, Any]:
-    """Key to value of what is kept: numbers and the few texts we ask for; None for all else."""
-    asked = ("general.architecture", "general.name", "general.license", "general.type", "tokenizer.chat_template")
+    """Key to value of what is kept: numbers, the few texts we ask for, and of lists what they are; None for all else."""
+    asked = ("general.architecture", "general.name", "general.license", "general.type", "tokenizer.chat_template",
+             "tokenizer.ggml.tokens")  # fmt: skip
     found: dict[str, Any] = {}
     for _ in range(count):
         key = reader.text(MAX_KEY, "a key in its header")
@@ -223,7 +223,7 @@ def _metadata(reader: _Reader, count: int) -> dict[str, Any]:
             reader.fail("a key in its header has signs that no key has")
         if key in found:
             reader.fail(f"its header has {key} twice")
-        found[key] = reader.value(reader.number("<I"), keep=key in asked)
+        found[key] = reader.value(reader.number("<I"), keep=key in asked or key.endswith(".rope.scaling.type"))
     return found
 
 

@@ -167,6 +167,11 @@ class Llama:
             )
         self.memory = lib.llama_get_memory(self._context)
 
+    @property
+    def streams(self) -> int:
+        """Part of the layout of every `state`: one with another number cannot be restored."""
+        return self.sequences if self.apart else 1
+
     def threads(self, count: int) -> None:
         """Compute with so many threads from now on."""
         self._lib.llama_set_n_threads(self._context, count, count)
@@ -287,8 +292,7 @@ class Llama:
     # --- the cache ----------------------------------------------------------------------------------------------------
     def forget(self, sequence: int, start: int = 0) -> None:
         """Free the cells of a sequence from position `start` on."""
-        if self._copied is not None and self._copied[0] == sequence:
-            self._copied = None
+        self._copied = None
         self._lib.llama_memory_seq_rm(self.memory, sequence, start, -1)
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -363,10 +367,11 @@ class Llama:
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed & 0xFFFFFFFF))
         return chain
 
-    def sample(self, sampler: Any, row: int) -> int:
+    def sample(self, sampler: Any, row: int, *, long: bool = False) -> int:
         """Draw a token from a row of the last decode, and let the chain remember it."""
         started = time.perf_counter()
-        token = self._lib.appliance_short.llama_sampler_sample(sampler, self._context, row)
+        # With a grammar it tries the whole vocabulary, and nobody else may have to wait for that.
+        token = (self._lib if long else self._lib.appliance_short).llama_sampler_sample(sampler, self._context, row)
         self.seconds += time.perf_counter() - started
         return int(token)
 

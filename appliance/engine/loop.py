@@ -136,10 +136,10 @@ class Loop:
                     if self._closing:
                         break
                     errands, self._errands = self._errands, []
-                    started = time.perf_counter()
-                    for job in [job for job in self._running if job.cancelled]:
-                        self._leave(job)
-                    self._admit()
+                started = time.perf_counter()
+                for job in [job for job in self._running if job.cancelled]:
+                    self._leave(job)
+                self._admit()
                 for work, future in errands:
                     _do(work, future)
                 if self._running:
@@ -163,23 +163,31 @@ class Loop:
         for job in jobs:
             job.send(fault)
         for _, future in errands:
-            future.set_exception(fault)
+            if future.set_running_or_notify_cancel():
+                future.set_exception(fault)
 
     # --- coming and going ---------------------------------------------------------------------------------------------
     def _admit(self) -> None:
+        # Conversations are copied here: the lock, which the coroutines want as well, is held for the queue only.
         while len(self._running) < self._slots:
-            job = self._waiting.first()
+            with self._wake:
+                job = self._waiting.first()
             if job is None or not self._place(job):
                 break
-            self._waiting.take()
+            with self._wake:
+                claimed = self._waiting.claim(job)
+            if not claimed:  # it gave up meanwhile
+                self.cache.leave(job)
+                continue
             self._running.append(job)
-        if self._waiting.version == self._told:
-            return
-        self._told = self._waiting.version
-        for place, job in enumerate(self._waiting.order(), 1):
-            if job.told_place != place:
-                job.told_place = place
-                job.send(Chunk(place=place, wait=self._wait(place)))
+        with self._wake:
+            if self._waiting.version == self._told:
+                return
+            self._told = self._waiting.version
+            for place, job in enumerate(self._waiting.order(), 1):
+                if job.told_place != place:
+                    job.told_place = place
+                    job.send(Chunk(place=place, wait=self._wait(place)))
 
     def _place(self, job: Job) -> bool:
         """Find what it can share, and room for the rest. False where it has to wait for somebody to leave."""
@@ -199,6 +207,8 @@ class Loop:
         for other in self._running:
             if other.kind != job.kind or other.answering or other.score_from is not None:
                 continue
+            if other.sequence not in self.cache and other.leader is None:
+                continue  # it waits for room itself
             same = min(common(other.tokens, job.tokens), len(job.tokens) - 1)
             if same >= max(length, job.shared) + SHARE_FROM:
                 job.leader, job.shared = other, same
@@ -207,10 +217,12 @@ class Loop:
         """Its answer is finished or nobody wants it any more; what was computed is kept for a while."""
         self._free_sampler(job)
         self._running.remove(job)
-        for other in self._running:
-            if other.leader is job:
-                other.leader = None
         self.cache.leave(job)
+        followers = [other for other in self._running if other.leader is job]
+        for other in followers:  # the first of them goes on where it stopped, and leads the others
+            first = followers[0]
+            shared = 0 if other is first else min(other.shared, common(first.tokens, other.tokens))
+            other.leader, other.shared = (first, shared) if shared >= SHARE_FROM else (None, 0)
 
     def _free_sampler(self, job: Job) -> None:
         if job.sampler is not None:
@@ -230,6 +242,8 @@ class Loop:
             if rows:
                 break
         else:
+            with self._wake:  # all of them wait for room
+                self._wake.wait(0.01)
             return
         if kind != self._kind or self._took >= TURN_SECONDS:
             self._kind, self._took = kind, 0.0
@@ -344,7 +358,7 @@ class Loop:
     def _say(self, job: Job, row: int) -> bool:
         """Draw one token and send what it lets through; False where the answer ends with it."""
         llama, request = self._llama, job.request
-        token = llama.sample(job.sampler, row)
+        token = llama.sample(job.sampler, row, long=request.schema is not None)
         if request.logprobs is not None:
             job.chances.append(chances(llama, row, token, request.logprobs))
         job.answer.append(token)
@@ -382,6 +396,8 @@ def _rows(job: Job, tokens: list[int], first: int) -> list[tuple[int, int, int, 
 
 
 def _do(work: Callable[[], None], future: Future[None]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return  # whoever asked has left
     try:
         work()
     except Exception as error:  # noqa: BLE001 - whoever asked gets it

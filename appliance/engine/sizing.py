@@ -23,7 +23,7 @@ WORK_BYTES = 300_000_000  # llama.cpp's own buffers
 KEEP_FREE = 500_000_000  # for the embedder and the rest of the process
 CACHE_SHARE = 0.6  # of what is left beside the weights; the rest is for a second model at a promotion
 PARKING_SHARE = 0.25  # of that: what is kept as bytes
-MOST_PARKED = 64  # conversations of full length that are worth parking
+MOST_PARKED = 16  # conversations of full length that are worth parking: some hundred as they are
 KEPT = 48  # finished conversations that may stay in a pool of cells
 UNTOLD_SHARE = 0.6
 MOST_SLOTS = 32
@@ -104,8 +104,10 @@ def plan(
         raise _refusal(path, machine, weights, cell, context, room, fitting)
     slots = slots or _slots(facts, machine, room, cell * min(context, 2048))
     cache = cache or max(cell * context, int(room * CACHE_SHARE))
-    most = int(cache * (1 - PARKING_SHARE)) if keep else cache
+    # A recurrent model's past is one state, which cannot be shared in part: nothing is kept of it.
+    keep = keep and not any(key.startswith(("ssm.", "wkv.")) for key in facts.numbers)
     spare = 1 if keep else 0  # to begin the next one in, while all the others still hold what was
+    most = int(cache * (1 - PARKING_SHARE)) if keep else cache
     apart = cell * -(-context // 256) * 256 * (slots + spare) <= most
     if not apart:
         spare = KEPT if keep else 0

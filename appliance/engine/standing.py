@@ -93,13 +93,14 @@ class Standing:
         self._writing = threading.Lock()
 
     @staticmethod
-    def key(model: str, adapter: str) -> str:
-        """The folder for a model and an adapter (their sha256): another release of llama.cpp may lay cells out otherwise."""
+    def key(model: str, adapter: str, streams: int = 1) -> str:
+        """The folder for a model and an adapter (their sha256): another release of llama.cpp may lay cells out otherwise, and
+        another number of streams does."""
         try:
             release = version("llama-cpp-python")
         except PackageNotFoundError:
             release = ""
-        return hashlib.sha256(f"{model}\n{adapter}\n{release}".encode()).hexdigest()
+        return hashlib.sha256(f"{model}\n{adapter}\n{release}\n{streams}".encode()).hexdigest()
 
     def has(self, key: str, tokens: Sequence[int]) -> bool:
         return self._path(key, tokens).is_file()
@@ -206,7 +207,7 @@ class Keeper:
 
     async def warm(self, kind: str, adapter: str) -> int:
         """Put back what was kept for an adapter ("" for the base); how many prefixes stand now."""
-        key = self._keys[kind] = self._store.key(self._model, adapter)
+        key = self._keys[kind] = self._store.key(self._model, adapter, self._loop.cache.streams)
         await asyncio.to_thread(self._store.sweep)
         kept = await asyncio.to_thread(lambda: list(self._store.load(key)))
         count = 0

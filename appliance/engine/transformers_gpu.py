@@ -144,11 +144,11 @@ class TransformersHandler:
         return Health(ok, detail, self.model_id, facts)
 
     async def close(self) -> None:
-        manager, self._manager = self._manager, None
+        leaving, self._manager = [self._manager], None
         for seat in [*self._waiting.clear(), *self._running.values()]:
             seat.job.send(_unloaded())
-        if manager is not None:
-            await asyncio.to_thread(self._end, manager)
+        if leaving[0] is not None:
+            await asyncio.to_thread(self._end, leaving)
 
     # --- coming and going, in the event loop ----------------------------------------------------------------------------
     def _submit(self, seat: Seat) -> None:
@@ -329,11 +329,14 @@ class TransformersHandler:
         self._bytes = int(model.get_memory_footprint()) + (self._pages + 2) * PAGE * kept
         self._fault, self._manager = "", manager
 
-    def _end(self, manager: Any) -> None:
+    def _end(self, leaving: list[Any]) -> None:
+        """`leaving`: the manager, taken out of it: whoever still held it would hold the model when memory is given back."""
+        manager = leaving.pop()
         with contextlib.suppress(RuntimeError):  # a GPU that was lost refuses even to be tidied
             manager.stop(block=True, hard_stop=True)
             manager.destroy()
         manager.logit_processor.clear()
+        del manager
         self._let_go()
 
     def _let_go(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from appliance.engine.handler import Chunk, Message, Request
+from appliance.engine.llama import Llama
 from appliance.engine.loaded import ModelFiles
 from appliance.engine.scheduler import LlamaHandler
 from appliance.errors import ModelUnavailable, NotFound
@@ -103,21 +106,39 @@ async def test_what_one_adapter_computed_is_never_another_ones_past(handler: Lla
         assert second[-1].usage and second[-1].usage.cached > 60, "its own it shares"
 
 
-async def test_a_rare_adapter_neither_starves_nor_halves_the_rest(handler: LlamaHandler) -> None:
-    got = {"rare": 0, "rest": 0}
+async def test_a_rare_adapter_neither_starves_nor_halves_the_rest(
+    handler: LlamaHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One adapter is computed at a time, so the share of time that it has is what those who wear it keep of the speed that they
+    would have without the others: 0.7 of it for many, 0.25 for a rare one. The time is llama.cpp's while all are answered; who
+    would be quicker alone, and what else the machine does, does not count."""
+    took = {"": 0.0, "one": 0.0}
+    answering: set[int] = set()
     ended = asyncio.Event()
+    real = Llama.decode
 
-    async def answer(who: str, adapter: str, number: int) -> None:
-        async for chunk in handler.generate(asking(f"Question {number}", adapter=adapter, max_tokens=250)):
-            if not ended.is_set():
-                got[who] += bool(chunk.text)
+    def decode(self: Llama, rows: Any) -> bool:
+        started = time.perf_counter()
+        try:
+            return real(self, rows)
+        finally:
+            if len(answering) == 7 and not ended.is_set():
+                took[self._worn] += time.perf_counter() - started
+
+    monkeypatch.setattr(Llama, "decode", decode)
+
+    async def answer(number: int) -> None:
+        adapter = "one" if number == 6 else ""
+        async for chunk in handler.generate(asking(f"Question {number}", adapter=adapter, max_tokens=600)):
+            answering.add(number)
             if chunk.finish:
                 ended.set()  # all of them have the same length to go: from here on somebody has the machine alone
 
-    await asyncio.gather(*(answer("rest", "", number) for number in range(6)), answer("rare", "one", 7))
-    share = got["rare"] / (got["rest"] / 6)
-    assert share > 0.25, f"the rare one got {share:.2f} of what each of the others got"
-    assert got["rest"] / 6 > 100, f"the others got {got['rest'] / 6:.0f} of 250 tokens when the rare one was done"
+    await asyncio.gather(*(answer(number) for number in range(7)))
+    share = took["one"] / sum(took.values())
+    assert sum(took.values()) > 0.2, "too short to tell"
+    # 0.27 is what it is given; where others use the machine too, one step may take as long as many.
+    assert 0.2 < share < 0.35, f"the rare one had {share:.2f} of the time, and the others the rest"
 
 
 async def test_an_adapter_that_is_none_is_refused_and_the_others_go_on(
@@ -163,4 +184,34 @@ async def test_a_model_that_is_too_large_goes_in_where_an_idle_one_goes_out(star
             async with loaded.use("third"):
                 pass
         assert alive == ["second"], "what is in use is never closed"
+    await loaded.close()
+
+
+async def test_for_what_could_never_be_loaded_nothing_is_closed(
+    starter_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from appliance.engine.loaded import Loaded
+
+    (tmp_path / "damaged.gguf").write_bytes(starter_gguf.read_bytes()[:100_000])
+    (tmp_path / "huge.gguf").write_bytes(starter_gguf.read_bytes())
+    os.truncate(tmp_path / "huge.gguf", 2**42)  # a hole of the disk
+    paths = {"first": starter_gguf} | {name: tmp_path / f"{name}.gguf" for name in ("damaged", "huge")}
+    started: list[str] = []
+    real = LlamaHandler.start
+
+    async def start(self: LlamaHandler) -> None:
+        started.append(self.model_id)
+        await real(self)
+
+    monkeypatch.setattr(LlamaHandler, "start", start)
+    loaded = Loaded(
+        lambda name: ModelFiles(name, paths[name], None, 1024), lambda files: LlamaHandler(files.model, model_id=files.id)
+    )
+    async with loaded.use("first") as model:
+        assert (await collect(model, asking("Hello")))[-1].finish
+    for name, words in (("damaged", "not a usable GGUF"), ("huge", "does not fit")):
+        with pytest.raises(ModelUnavailable, match=words):
+            async with loaded.use(name):
+                pass
+    assert started == ["first", "damaged", "huge"] and loaded.ids() == ["first"]
     await loaded.close()

@@ -127,6 +127,7 @@ def test_lengths_that_lie_anywhere(sound: bytes, tmp_path: Path, data: st.DataOb
 
 
 KEY = text("k")
+TOKENS, SCORES = text("tokenizer.ggml.tokens"), text("tokenizer.ggml.scores")
 NESTED = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 20 + struct.pack("<IQ", 0, 0)
 
 
@@ -154,6 +155,26 @@ NESTED = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 20 + struct.pack("<IQ
         (crafted(text(b"\xff\xfe") + struct.pack("<IB", 0, 2), keys=1), "not text"),
         (crafted(text("general.name") + struct.pack("<II", 4, 1), keys=1), "general.name"),
         (crafted(text("general.type") + struct.pack("<I", 8) + text("mmproj"), keys=1), "mmproj"),
+        (crafted(TOKENS + struct.pack("<IIQ", 9, 8, 3) + text("a") + text("b") + text("a"), keys=1), "same token twice"),
+        (crafted(TOKENS + struct.pack("<IIQ", 9, 8, 2) + text("a\0b") + text("a"), keys=1), "same token twice"),
+        (crafted(TOKENS + struct.pack("<IIQ", 9, 8, 1) + text("a" * 70_000), keys=1), "a token is longer"),
+        (crafted(TOKENS + struct.pack("<IIQI", 9, 4, 1, 7), keys=1), "not the list"),
+        (crafted(TOKENS + struct.pack("<II", 4, 7), keys=1), "not the list"),
+        (crafted(text("tokenizer.ggml.merges") + struct.pack("<IIQI", 9, 4, 1, 7), keys=1), "not the list"),
+        (crafted(SCORES + struct.pack("<IIQ", 9, 8, 0), keys=1), "not the list"),
+        (
+            crafted(
+                TOKENS + struct.pack("<IIQ", 9, 8, 2) + text("a") * 1 + text("") + SCORES + struct.pack("<IIQf", 9, 6, 1, 0),
+                keys=2,
+            ),
+            "not as long",
+        ),
+        (crafted(text(".block_count") + struct.pack("<II", 4, 0), keys=1), "0 layers"),
+        (crafted(text(".block_count") + struct.pack("<II", 4, 513), keys=1), "513 layers"),
+        (crafted(text(".expert_count") + struct.pack("<II", 4, 8), keys=1), "0 of 8 experts"),
+        (crafted(text(".attention.layer_norm_rms_epsilon") + struct.pack("<If", 6, -1.0), keys=1), "epsilon"),
+        (crafted(text(".attention.layer_norm_epsilon") + struct.pack("<If", 6, float("nan")), keys=1), "epsilon"),
+        (crafted(text(".rope.scaling.type") + struct.pack("<I", 8) + text("odd"), keys=1), "rope scaling"),
         (crafted(text("general.alignment") + struct.pack("<II", 4, 0), keys=1), "alignment"),
         (crafted(text("general.alignment") + struct.pack("<II", 4, 33), keys=1), "alignment"),
         (crafted(text("split.count") + struct.pack("<IH", 2, 3), keys=1), "one part"),
@@ -189,6 +210,28 @@ def test_a_vocabulary_that_never_ends_is_not_walked(tmp_path: Path) -> None:
     os.truncate(path, 100 * 2**20)  # six million empty texts, in a hole of the disk
     with pytest.raises(BadInput, match="more texts"):
         read_gguf(path)
+
+
+def test_a_vocabulary_larger_than_any_is_not_remembered(tmp_path: Path) -> None:
+    path = tmp_path / "many.gguf"
+    path.write_bytes(crafted(TOKENS + struct.pack("<IIQ", 9, 8, 3_000_000), keys=1, data=0))
+    os.truncate(path, 100 * 2**20)
+    with pytest.raises(BadInput, match="more texts"):
+        read_gguf(path)
+
+
+def test_a_large_vocabulary_is_looked_through_in_little_memory(tmp_path: Path) -> None:
+    """As many tokens as the largest known has, the last of them like the first."""
+    words = [*(b"token %d" % number for number in range(262_143)), b"token 0"]
+    refused(
+        tmp_path / "large.gguf", crafted(TOKENS + struct.pack("<IIQ", 9, 8, len(words)) + b"".join(map(text, words)), keys=1)
+    )
+
+
+def test_tokens_without_a_name_are_not_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "empty.gguf"
+    path.write_bytes(crafted(TOKENS + struct.pack("<IIQ", 9, 8, 3) + text("") * 2 + text("a"), keys=1))
+    assert read_gguf(path).version == 3
 
 
 def test_an_adapter_says_so(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def test_more_machine_is_more_at_once_and_never_more_than_fits(model: Path) -> N
 
 def test_what_is_set_is_kept(model: Path) -> None:
     given = plan(model, Machine(16 * GB, 4), threads=3, slots=7, context=1024, cache=GB)
-    assert (given.threads, given.slots, given.context, given.cache + given.parking) == (3, 7, 1024, GB)
+    assert (given.threads, given.slots, given.context) == (3, 7, 1024)
+    assert given.cache == given.cell * 1024 * (7 + given.spare) and 0 < given.parking <= GB - given.cache
 
 
 def test_where_memory_is_short_all_share_one_pool(model: Path) -> None:

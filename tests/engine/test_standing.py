@@ -63,6 +63,7 @@ def test_what_is_written_comes_back_and_is_nobody_elses_to_read(tmp_path: Path) 
     store = Standing(tmp_path / "engine-cache")
     key = store.key("model", "")
     assert key != store.key("model", "adapter") != store.key("other", "adapter")
+    assert key != store.key("model", "", 5), "another layout of the cells"
     assert not store.has(key, TOKENS) and list(store.load(key)) == []
     assert store.save(key, TOKENS, b"state")
     assert store.has(key, TOKENS) and list(store.load(key)) == [(TOKENS, b"state")]
@@ -159,7 +160,7 @@ async def test_no_words_of_a_pupil_are_written(starter_gguf: Path, tmp_path: Pat
     await answer(handler, Request([Message("user", same * 8)], max_tokens=4, user="u1"))
     await handler.close()  # what was not written at a quiet moment is written now
     store = Standing(tmp_path)
-    [(tokens, _state)] = store.load(store.key("d1", ""))
+    [(tokens, _state)] = store.load(store.key("d1", "", 5))
     lone = LlamaHandler(starter_gguf, threads=1)
     await lone.start()
     all_tokens, start = lone.tokens([Message("system", LESSON), Message("user", same), Message("assistant", "x")])
@@ -212,7 +213,7 @@ async def test_a_state_that_does_not_fit_is_computed_anew(starter_gguf: Path, tm
     before, _ = await answer(first, asking(*LATER))
     await first.close()
     store = Standing(tmp_path)
-    key = store.key("d1", "")
+    key = store.key("d1", "", 5)
     [(tokens, state)] = store.load(key)
     if damage == "flipped":
         path = store._path(key, tokens)
