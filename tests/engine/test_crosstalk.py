@@ -313,7 +313,8 @@ def apart(expected: Sequence[TokenChance], got: Sequence[TokenChance]) -> float:
     for one, other in zip(expected, got, strict=False):
         worst = max(worst, _missing(one, other), _missing(other, one))
         if one.text != other.text:
-            return max(worst, one.logprob - dict(one.top).get(other.text, -np.inf))
+            known = dict(one.top)  # a token that is not among them was hardly less likely: `_missing` has looked
+            return max(worst, one.logprob - known.get(other.text, min(known.values())))
     return worst
 
 
