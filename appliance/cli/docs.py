@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import click
 
 from appliance.cli.output import Output, command, seconds, size
 from appliance.errors import BadInput
+from appliance.knowledge.measure import RATES
 
 
 @click.group()
@@ -23,7 +25,10 @@ def docs() -> None:
 @click.option("--collection", default="school", show_default=True, help="Where they belong.")
 @command
 async def add(out: Output, paths: tuple[Path, ...], collection: str) -> int:
-    """Add files and folders: PDF, DOCX, Markdown, text, HTML. Files that are there already are left alone."""
+    """Add files and folders: PDF, DOCX, PPTX, XLSX, CSV, EPUB, ODT, HTML, Markdown, JSON, text.
+
+    Files that are there already are left alone.
+    """
     from appliance.app import Appliance
 
     appliance = Appliance.open(out.settings)
@@ -153,24 +158,61 @@ def read_questions(path: Path) -> list[str]:
 
 
 @docs.command()
-@click.argument("file", type=click.Path(path_type=Path, exists=True))
+@click.argument("file", required=False, type=click.Path(path_type=Path, exists=True))
 @click.option("--collection", default=None)
+@click.option("--history", is_flag=True, help="What earlier checks found, the newest last.")
 @command
-async def check(out: Output, file: Path, collection: str | None) -> int:
+async def check(out: Output, file: Path | None, collection: str | None, history: bool) -> int:
     """Ask the library the questions in FILE and count how often it finds the right page."""
     from appliance.app import Appliance
 
+    if (file is None) != history:
+        raise click.UsageError("Give a file of questions, or --history.")
     appliance = Appliance.open(out.settings)
     try:
+        if file is None:
+            return _show_history(out, await appliance.library.checks(collection))
         async with appliance.running_engine(out.note, required=False):
             report = await appliance.library.check(file, collection)
     finally:
         await appliance.close()
-    for name in ("hit_at_1", "hit_at_5", "refused_unanswerable", "refused_answerable"):
-        value = report.get(name)
-        out.say(f"{name.replace('_', ' ')}: " + ("-" if value is None else f"{value:.2f}"))
+    for name in RATES:
+        between = report["intervals"][name]
+        out.say(
+            f"{name.replace('_', ' ')}: {_share(report[name])}"
+            + (f" ({between[0]:.2f} to {between[1]:.2f})" if between else "")
+        )
+    if len(report["collections"]) > 1:
+        rows = [
+            (name, one["asked"], *(_share(one[rate]) for rate in ("hit_at_1", "hit_at_5", "refused_answerable")))
+            for name, one in report["collections"].items()
+        ]
+        out.table(("collection", "questions", "hit at 1", "hit at 5", "refused"), rows)
+    if report["kept"]:
+        out.note(f"These figures are not kept: {report['kept']}")
     out.result(report)
     return 0
+
+
+def _show_history(out: Output, checks: list[dict[str, Any]]) -> int:
+    if not checks:
+        out.say("No check has been made yet. Make one with `appliance docs check FILE`.")
+    else:
+        head = ("when", "collection", "questions", "file", *(name.replace("_", " ") for name in RATES), "found")
+        rows = [
+            (
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(one["at"])), one["collection"] or "all", one["asked"],
+                one["questions"][:8], *(_share(one[name]) for name in RATES), "by words" if one["lexical_only"] else "",
+            )
+            for one in checks
+        ]  # fmt: skip
+        out.table(head, rows)
+    out.result({"checks": checks})
+    return 0
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 @docs.command()

@@ -22,6 +22,7 @@ from appliance.errors import ApplianceError, BadInput, NotFound, TooLarge, from_
 from appliance.settings import CLONE, Settings
 
 LONGEST_NAME = 200
+SECTIONS = 500_000  # an honest book has some thousands; each takes memory of the process that asks
 _ERRORS: dict[str, type[ApplianceError]] = {"bad_input": BadInput, "too_large": TooLarge}
 
 
@@ -37,7 +38,10 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """What a document says. `kind`: pdf, docx, html, markdown, text. `note`: what a person should know about it, or ''."""
+    """What a document says. `kind`: one of `readers.KINDS`. `pages`: of a PDF, or the slides of a PPTX.
+
+    `note`: what a person should know about it, or ''.
+    """
 
     kind: str
     title: str
@@ -121,6 +125,8 @@ def _listen(child: subprocess.Popen[bytes], job: dict[str, Any], name: str) -> E
         if "done" in message:
             done = message["done"]
             return Extracted(str(done["kind"]), str(done["title"]), done["pages"], sections, str(done["note"]))
+        if len(sections) == SECTIONS:
+            raise TooLarge(f"{name} falls into more than {SECTIONS:,} sections.", "Split it into parts, and add those.")
         sections.append(Section(**message))
     raise _died(child.wait(), name, job)
 
