@@ -21,47 +21,24 @@ import sqlalchemy as sa
 
 from appliance.db import Database
 from appliance.errors import ApplianceError, Busy, ModelUnavailable, NotFound, UnderWay
+from appliance.files import sha256_of
 from appliance.knowledge import intake, measure
 from appliance.knowledge.chunks import embedding_text
-from appliance.knowledge.index import DIMENSIONS, Generation, Index, Vector, locked
-from appliance.knowledge.ranking import Judge, propose
+from appliance.knowledge.history import History
+from appliance.knowledge.index import DIMENSIONS, Index, Vector, locked
+from appliance.knowledge.search import Copy, Found, Passage, as_passage, passage_rows, search
 from appliance.settings import Settings
 from appliance.tables import collections as collections_table
 from appliance.tables import documents as documents_table
 from appliance.tables import passages as passages_table
+
+__all__ = ["Copy", "Document", "FileReport", "Found", "Library", "Passage"]
 
 # Texts to float32 rows of length 1, shape (n, 384). Raises ModelUnavailable while the engine is down.
 Embed = Callable[[Sequence[str]], Awaitable[np.ndarray[Any, Any]]]
 EMBED_BATCH = 32
 LONGEST_QUESTION = 4_000  # characters; the embedder reads about the first thousand
 WAIT_FOR_INDEX = 120.0  # seconds that a reader may hold the index while it repairs it
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """Something that can be cited. `page` counts from 1. `score`: cosine to the question, 0 to 1; 0 where unknown."""
-
-    id: int
-    document: str
-    file: str
-    title: str
-    place: str
-    page: int | None
-    text: str
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The best passages first. `covered`: they answer the question. `lexical_only`: found by words, for want of the embedder.
-
-    `nearest`: titles of the documents that come closest, where nothing answers.
-    """
-
-    covered: bool
-    lexical_only: bool
-    passages: list[Passage]
-    nearest: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +79,7 @@ class Library:
         self._database = database
         self._embed = embed
         self._index = Index(settings.index, settings.run / "index.lock", database)
+        self._history = History(settings.checks, settings.run / "checks.lock")
 
     def close(self) -> None:
         self._index.close()
@@ -260,22 +238,7 @@ class Library:
     ) -> list[Found]:
         allowed = self._collection_ids(collections)
         generation = self._index.fresh()
-        return [self._search_one(generation, text, vector, k, allowed) for text, vector in zip(texts, vectors, strict=True)]
-
-    def _search_one(
-        self, generation: Generation, text: str, vector: Vector | None, k: int, allowed: Sequence[str] | None
-    ) -> Found:
-        lexical_only = vector is None or (generation.passages > 0 and not generation.embedded)
-        proposed, cosines = propose(generation, text, None if lexical_only else vector, allowed)
-        found = {row.id: row for row in self._rows(_passages().where(passages_table.c.id.in_(proposed)))}
-        # The index may be older than the database: what was removed is not there, and what is not allowed is never shown.
-        rows = {passage: found[passage] for passage in proposed if passage in found}
-        rows = {passage: row for passage, row in rows.items() if allowed is None or row.owner in allowed}
-        judge = Judge(generation, text, lexical_only)
-        order, answers = judge.order({passage: row.text for passage, row in rows.items()}, cosines)
-        passages = [_passage(rows[passage], cosines.get(passage)) for passage in order[:k]]
-        nearest = [] if answers else list(dict.fromkeys(passage.title for passage in passages))
-        return Found(answers, lexical_only, passages, nearest)
+        return [search(generation, self._rows, text, vector, k, allowed) for text, vector in zip(texts, vectors, strict=True)]
 
     def _collection_ids(self, names: Sequence[str] | None) -> list[str] | None:
         if names is None:
@@ -301,37 +264,37 @@ class Library:
         rows = await asyncio.to_thread(self._rows, _documents().where(documents_table.c.id == document_id))
         if not rows:
             raise _no_document(document_id)
-        chosen = _passages().where(passages_table.c.document == document_id).order_by(passages_table.c.ordinal)
-        return _document(rows[0]), [_passage(row, None) for row in await asyncio.to_thread(self._rows, chosen)]
+        chosen = passage_rows().where(passages_table.c.document == document_id).order_by(passages_table.c.ordinal)
+        return _document(rows[0]), [as_passage(row) for row in await asyncio.to_thread(self._rows, chosen)]
 
     async def passage(self, passage_id: int) -> Passage:
         """One passage by its id, which is never given to another. Raises NotFound."""
-        rows = await asyncio.to_thread(self._rows, _passages().where(passages_table.c.id == passage_id))
+        rows = await asyncio.to_thread(self._rows, passage_rows().where(passages_table.c.id == passage_id))
         if not rows:
             raise NotFound("This passage is no longer there: its document was removed or replaced.", "Search again.")
-        return _passage(rows[0], None)
+        return as_passage(rows[0])
 
     async def check(self, path: Path, collection: str | None = None) -> dict[str, Any]:
-        """Measure the search on a file of questions: see `measure`."""
-        return await measure.check(path, lambda texts: self.search_many(texts, k=5, collections=collection and [collection]))
+        """Measure the search on a file of questions, and keep the figures: see `measure`.
 
+        `kept` is why they could not be kept, "" where they were. Raises BadInput, NotFound.
+        """
+        there = await self.documents(collection)
+        shelves = {document.file: document.collection for document in there}
+        only = collection and [collection]
+        report = await measure.check(path, lambda texts: self.search_many(texts, k=5, collections=only or None), shelves)
+        report["kept"] = ""
+        try:
+            asked = await asyncio.to_thread(sha256_of, path)
+            passages = sum(document.passages for document in there)
+            await asyncio.to_thread(self._history.add, report, collection=collection, questions=asked, passages=passages)
+        except (ApplianceError, OSError) as error:
+            report["kept"] = str(error)
+        return report
 
-def _passages() -> sa.Select[Any]:
-    return sa.select(
-        passages_table.c.id,
-        passages_table.c.document,
-        documents_table.c.file,
-        documents_table.c.title,
-        passages_table.c.place,
-        passages_table.c.page,
-        passages_table.c.text,
-        documents_table.c.collection.label("owner"),
-    ).join(documents_table, documents_table.c.id == passages_table.c.document)
-
-
-def _passage(row: Any, cosine: float | None) -> Passage:
-    score = max(0.0, min(1.0, cosine or 0.0))
-    return Passage(row.id, row.document, row.file, row.title, row.place, row.page, row.text, round(score, 4))
+    async def checks(self, collection: str | None = None) -> list[dict[str, Any]]:
+        """What earlier checks found, the oldest first; of one collection where it is named."""
+        return await asyncio.to_thread(self._history.entries, collection)
 
 
 def _documents() -> sa.Select[Any]:

@@ -1,64 +1,100 @@
 """How good is the search? Hits and refusals on a file of questions whose answers are known.
 
-A line with `book_file` and `page` is a hit where a passage of that file and page comes back; a line without, or with
-`answer_in_books` false, must be refused. Knows the search only as a function.
+A line with `book_file` and `page` is a hit where a passage of that file and page comes back, or one that stands for it; a line
+without, or with `answer_in_books` false, must be refused. Knows the search only as a function.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from appliance.errors import BadInput, from_os_error
 
+RATES = ("hit_at_1", "hit_at_5", "refused_unanswerable", "refused_answerable")
 
-class _Hit(Protocol):
+
+class _Place(Protocol):
     @property
     def file(self) -> str: ...
     @property
     def page(self) -> int | None: ...
 
 
+class _Hit(_Place, Protocol):
+    @property
+    def also(self) -> Sequence[_Place]: ...
+
+
 class _Answer(Protocol):
     @property
     def covered(self) -> bool: ...
     @property
+    def lexical_only(self) -> bool: ...
+    @property
     def passages(self) -> Sequence[_Hit]: ...
 
 
-async def check(path: Path, search: Callable[[Sequence[str]], Awaitable[Sequence[_Answer]]]) -> dict[str, Any]:
+async def check(
+    path: Path,
+    search: Callable[[Sequence[str]], Awaitable[Sequence[_Answer]]],
+    shelves: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Rates between 0 and 1, None where the file has no question of that sort; `rank` counts from 1, None is a miss.
 
+    `shelves` (file to collection) adds the rates of each collection; a question whose file is nowhere counts for none.
+    `intervals`: where each rate may lie, given so few questions. `lexical_only`: the embedder was away.
     Raises BadInput naming the line at fault.
     """
     rows = await asyncio.to_thread(_rows, path)
     answers = await search([row["question"] for row in rows])
     questions: list[dict[str, Any]] = []
-    ranks: list[int | None] = []
-    refused: dict[bool, list[bool]] = {True: [], False: []}
+    outcomes: dict[str, list[bool]] = {name: [] for name in RATES}
+    parts: dict[str, dict[str, list[bool]]] = {}
     for row, answer in zip(rows, answers, strict=True):
         answerable = "book_file" in row and row.get("answer_in_books") is not False
         place = _rank(row, answer) if answerable else None
-        if answerable:
-            ranks.append(place)
-        refused[answerable].append(not answer.covered)
         questions.append({"question": row["question"], "rank": place, "covered": answer.covered})
+        shelf = (shelves or {}).get(row["book_file"]) if answerable else None
+        for counts in [outcomes] if shelf is None else [outcomes, parts.setdefault(shelf, {name: [] for name in RATES})]:
+            if answerable:
+                counts["hit_at_1"].append(place == 1)
+                counts["hit_at_5"].append(place is not None and place <= 5)
+            counts["refused_answerable" if answerable else "refused_unanswerable"].append(not answer.covered)
     return {
-        "hit_at_1": _rate([place == 1 for place in ranks]),
-        "hit_at_5": _rate([place is not None and place <= 5 for place in ranks]),
-        "refused_unanswerable": _rate(refused[False]),
-        "refused_answerable": _rate(refused[True]),
+        **{name: _rate(outcomes[name]) for name in RATES},
+        "intervals": {name: interval(sum(outcomes[name]), len(outcomes[name])) for name in RATES},
+        "collections": {shelf: _of_one(counts) for shelf, counts in sorted(parts.items())},
+        "lexical_only": any(answer.lexical_only for answer in answers),
         "questions": questions,
     }
 
 
+def interval(hits: int, of: int) -> tuple[float, float] | None:
+    """Wilson's interval: where the true rate lies in 95 of 100 cases. None where nothing was asked."""
+    if not of:
+        return None
+    z = 1.96
+    rate, spread = hits / of, z * z / of
+    middle = (rate + spread / 2) / (1 + spread)
+    reach = z * math.sqrt(rate * (1 - rate) / of + spread / of / 4) / (1 + spread)
+    return round(max(0.0, middle - reach), 4), round(min(1.0, middle + reach), 4)
+
+
+def _of_one(counts: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    known = ("hit_at_1", "hit_at_5", "refused_answerable")  # what no document answers belongs to no collection
+    return {**{name: _rate(counts[name]) for name in known}, "asked": len(counts["hit_at_1"])}
+
+
 def _rank(row: dict[str, Any], answer: _Answer) -> int | None:
     for place, passage in enumerate(answer.passages, 1):
-        if passage.file == row["book_file"] and (row.get("page") is None or passage.page == row["page"]):
-            return place
+        for one in (passage, *passage.also):
+            if one.file == row["book_file"] and (row.get("page") is None or one.page == row["page"]):
+                return place
     return None
 
 

@@ -8,10 +8,10 @@ question is covered at all. Hides the weights and thresholds. Fetches no text an
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
-from appliance.knowledge.index import Generation, Vector, query_words
+from appliance.knowledge.index import Generation, Vector
+from appliance.knowledge.words import as_written, query_words, stem, words
 
 POOL = 60  # passages that each of the two may propose
 FUSION = 60.0  # the constant of reciprocal rank fusion: how little the very first places count for
@@ -33,7 +33,9 @@ def propose(
     generation: Generation, question: str, vector: Vector | None, collections: Sequence[str] | None
 ) -> tuple[list[int], dict[int, float]]:
     """Passage ids, the likeliest first, and their cosines where known. Collections by id; None: all."""
-    by_words = generation.matching(query_words(question), POOL, collections)
+    # A word that stands nowhere is no rare word: beside it the index would take all others for too common to look for.
+    asked = [word for word in [*query_words(question), *as_written(question)] if generation.frequency(word)]
+    by_words = generation.matching(asked, POOL, collections)
     by_meaning = [] if vector is None else generation.nearest(vector, POOL, collections)
     points: dict[int, float] = {}
     for order in (by_words, by_meaning):
@@ -47,10 +49,9 @@ class Judge:
     """Weighs passages against one question."""
 
     def __init__(self, generation: Generation, question: str, by_words: bool) -> None:
-        words = query_words(question)
         total = generation.passages
         self._weights: dict[str, float] = {}
-        for word in words:
+        for word in query_words(question):
             weight = math.log(1 + total / (1 + generation.frequency(word)))
             self._weights[stem(word)] = max(weight, self._weights.get(stem(word), 0.0))
         self._whole = sum(self._weights.values()) or 1.0
@@ -58,7 +59,7 @@ class Judge:
 
     def share(self, text: str) -> float:
         """How much of the question's telling words `text` holds, 0 to 1."""
-        held = {stem(word) for word in re.findall(r"[^\W_]+", text.lower())}
+        held = {stem(word) for word in words(text)}
         return sum(weight for word, weight in self._weights.items() if word in held) / self._whole
 
     def order(self, texts: Mapping[int, str], cosines: Mapping[int, float]) -> tuple[list[int], bool]:
@@ -82,11 +83,3 @@ class Judge:
 def _asks(text: str) -> bool:
     lines = [line for line in text.split("\n") if line.strip()]
     return 2 * sum(line.rstrip().endswith("?") for line in lines) >= len(lines) + 1
-
-
-def stem(word: str) -> str:
-    """The word without its commonest English endings: enough to see that "fractions" is "fraction"."""
-    for ending in ("ations", "ation", "ings", "ing", "ied", "ies", "ed", "es", "ly", "s", "e", "y"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return word[: -len(ending)]
-    return word
