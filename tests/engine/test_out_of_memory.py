@@ -133,7 +133,7 @@ async def test_what_does_not_fit_is_refused_with_one_that_would_and_what_serves_
         with pytest.raises(ModelUnavailable, match=r"huge\.gguf does not fit") as caught:
             await client.load("huge")
         assert f"{weights / 1e9:.1f} GB"[:3] in caught.value.message and " would fit." in caught.value.hint
-        with pytest.raises(ModelUnavailable, match="not enough memory for 262144 tokens") as caught:
+        with pytest.raises(ModelUnavailable, match=r"not enough memory for \d{6} tokens") as caught:
             await client.load("wide")
         assert "lower" in caught.value.hint
         assert len(await under_way) > 100, "the answer that was under way came to its end"
