@@ -5,8 +5,8 @@ A small model does not repeat a secret reliably, so to look for secrets in answe
 - `Cells` listens to what is really asked of llama.cpp and keeps what stands in each of its sequences. Whatever an answer is
   computed from must be, token for token and under one adapter, a conversation that somebody sent. It notices one token.
 - Every answer's chances must be those of the same conversation computed alone, without a cache, but for what batches round
-  differently (TOLERANCE, in the log of a chance). So it notices what the first check cannot see: rows of a batch that are mixed
-  up, cells that are not what they should be.
+  differently (TYPICAL over an answer's tokens and WORST in any of them, in the log of a chance). So it notices what the first
+  check cannot see: rows of a batch that are mixed up, cells that are not what they should be.
 
 The last test leaks on purpose, and both checks have to see it.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import random
+import statistics
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
@@ -40,7 +41,10 @@ CONTEXT = 1024
 MEGABYTES = {"apart": 30, "pool": 12}  # of which a fourth or less is for what is parked
 LONGEST = 500  # tokens of a conversation, about; then a new one begins
 CHANCES = 10
-TOLERANCE = 0.15
+# Rounding gave at most 0.024 for the median token of an answer; its worst token depends on the processor: 0.08 on one, 0.19 on
+# another. Another's words give above 0.1 for the median token of half of the answers, and up to 6 in one.
+TYPICAL = 0.15
+WORST = 0.6
 LESSON = (
     "You are the school's teaching assistant. Give a hint, never the whole answer. Today's lesson is about fractions: a "
     "fraction is a part of a whole, the number below says into how many parts, the number above how many of them. "
@@ -294,28 +298,36 @@ class Person:
 
 
 # --- alone ----------------------------------------------------------------------------------------------------------------
-async def alone(lone: LlamaHandler, one: Heard) -> float:
-    """The largest difference between what somebody heard and the same computed alone."""
+async def differs(lone: LlamaHandler, one: Heard) -> str:
+    """How what somebody heard differs from the same computed alone, "" where only as rounding makes it differ."""
+    far = await _far(lone, one)
+    typical, worst = statistics.median(far or [0.0]), max(far, default=0.0)
+    return f"median {typical:.3f}, worst {worst:.3f}: {one}" if typical >= TYPICAL or worst >= WORST else ""
+
+
+async def _far(lone: LlamaHandler, one: Heard) -> list[float]:
+    """How far apart the chances are, token by token, up to the first in which the answers part."""
     if one.scores:
         scores = await lone.score(one.messages, one.adapter)
-        return max(abs(a - b) for a, b in zip(scores, one.scores, strict=True))
+        return [abs(a - b) for a, b in zip(scores, one.scores, strict=True)]
     if not one.chances:
-        return 0.0  # they left before the first word
+        return []  # they left before the first word
     request = Request(one.messages, max_tokens=len(one.chances), logprobs=CHANCES, adapter=one.adapter)
     chunks = [chunk async for chunk in lone.generate(request)]
     assert chunks[-1].usage and chunks[-1].usage.cached == 0
     return apart([chance for chunk in chunks for chance in chunk.chances], one.chances)
 
 
-def apart(expected: Sequence[TokenChance], got: Sequence[TokenChance]) -> float:
+def apart(expected: Sequence[TokenChance], got: Sequence[TokenChance]) -> list[float]:
     """How far the chances differ, up to the first token in which the answers part; there both must have been as likely."""
-    worst = 0.0
+    far = []
     for one, other in zip(expected, got, strict=False):
-        worst = max(worst, _missing(one, other), _missing(other, one))
+        far.append(max(_missing(one, other), _missing(other, one)))
         if one.text != other.text:
             known = dict(one.top)  # a token that is not among them was hardly less likely: `_missing` has looked
-            return max(worst, one.logprob - known.get(other.text, min(known.values())))
-    return worst
+            far[-1] = max(far[-1], one.logprob - known.get(other.text, min(known.values())))
+            break
+    return far
 
 
 def _missing(one: TokenChance, other: TokenChance) -> float:
@@ -410,7 +422,7 @@ async def test_nobody_is_answered_from_anothers_words(
         for one in heard:
             assert not [other.name for other in people if other.name != one.user and other.secret in one.text.casefold()]
             assert keep or one.cached == 0
-            assert await alone(school.lone, one) < TOLERANCE, one
+            assert not await differs(school.lone, one)
         rounds, answers = rounds + 1, answers + answered
         most = max(most, *(one.cached for one in heard))
     assert keep == (most > 50), "whether anything is kept"
@@ -432,5 +444,5 @@ async def test_a_leak_would_be_noticed(school: School, patch: pytest.MonkeyPatch
     heard = await school.round(people, kind, keep=True)
     foreign = cells.foreign(school.sent(heard))
     assert cells.leaked > 20 and len(foreign) > 10
-    noticed = [one for one in heard if await alone(school.lone, one) >= TOLERANCE]
+    noticed = [one for one in heard if await differs(school.lone, one)]
     assert len(noticed) > 10

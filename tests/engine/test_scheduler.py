@@ -45,7 +45,8 @@ async def test_names_of_control_tokens_typed_by_a_pupil_are_words(handler: Llama
 
 async def test_waiting_requests_are_told_their_place_and_one_too_many_is_refused(handler: LlamaHandler) -> None:
     long = [asyncio.create_task(collect(handler, asking(max_tokens=400, ignore_eos=True))) for _ in range(5)]
-    await asyncio.sleep(0.15)
+    while (await handler.health()).facts["waiting"] < 3:
+        await asyncio.sleep(0)
     with pytest.raises(Busy) as caught:
         await collect(handler, asking())
     assert caught.value.retry_after > 0
