@@ -248,6 +248,9 @@ class Loop:
         if kind != self._kind or self._took >= TURN_SECONDS:
             self._kind, self._took = kind, 0.0
         self._llama.wear(kind)
+        prompt = sum(len(tokens) for job, tokens in parts if not job.answer)
+        if prompt:
+            self._post.deliver()  # this step will take longer than what was said may wait
         started = time.perf_counter()
         while not self._llama.decode(rows):
             if not self.cache.evict():  # admission prevents it
@@ -257,9 +260,8 @@ class Loop:
         for job, _ in parts:
             if job.row >= 0:
                 self._take_tokens(job)
-        self._post.deliver()
-        took = time.perf_counter() - started
-        self._account(kind, took, sum(len(tokens) for job, tokens in parts if not job.answer))
+        self._post.deliver(now=False)
+        self._account(kind, time.perf_counter() - started, prompt)
 
     def _turns(self) -> list[str]:
         """The adapters in the order in which they go: a turn is finished, then who had the least time for how many wear it."""
@@ -367,13 +369,15 @@ class Loop:
         ended = llama.ends(token) and not request.ignore_eos
         text, finish = job.take(b"" if ended else llama.piece(token), ended=ended)
         if text or finish:
-            self._post.add(job, job.chunk(text, finish, self._model))
+            self._post.add(job, job.chunk(text, finish, self._model), urgent=bool(finish) or not job.heard)
+            job.heard = True
         if finish:
             self._answer_seconds += 0.2 * (time.monotonic() - job.began - self._answer_seconds)
             self._leave(job)
         return finish is None
 
     def _score(self, job: Job) -> None:
+        self._post.deliver()
         self._llama.wear(job.kind)
         try:
             job.send(score(self._llama, job))

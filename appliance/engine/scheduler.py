@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
@@ -132,19 +131,21 @@ class LlamaHandler:
         loop.submit(job)
         if self._keeper is not None:
             self._keeper.note(job.kind, job.tokens[: job.common], request.user)
-        ends = None if request.deadline is None else time.monotonic() + request.deadline
+        late = Busy("The answer took longer than its time limit.", "Try again when fewer people are asking.")
+        limit = request.deadline
+        # Into the same box as the words: to wait for each of them with a clock of its own takes a task each.
+        timer = None if limit is None else asyncio.get_running_loop().call_later(limit, job.outbox.put_nowait, late)
         try:
             while True:
-                left = None if ends is None else max(0.0, ends - time.monotonic())
-                item = await asyncio.wait_for(job.outbox.get(), left)
+                item = await job.outbox.get()
                 if isinstance(item, BaseException):
                     raise item
                 yield item
                 if item.finish:
                     return
-        except TimeoutError:
-            raise Busy("The answer took longer than its time limit.", "Try again when fewer people are asking.") from None
         finally:
+            if timer is not None:
+                timer.cancel()
             loop.cancel(job)
 
     async def count(self, messages: Sequence[Message]) -> int:

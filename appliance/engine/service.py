@@ -23,12 +23,13 @@ from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from appliance.engine import dialect, schemas
-from appliance.engine.dialect import Completion, Conversation, Embedding, Load, Tokens
+from appliance.engine.dialect import Completion, Conversation, Embedding, Load, Reranking, Tokens
 from appliance.engine.embedder import Embedder
 from appliance.engine.gathering import Gathering
 from appliance.engine.handler import Chunk, Message, Request, TokenChance
 from appliance.engine.loaded import Loaded, MakeHandler, Resolve
 from appliance.engine.metrics import Metrics
+from appliance.engine.reranker import Reranker
 from appliance.errors import ApplianceError, BadInput, Busy, ModelUnavailable, NotFound
 
 LARGEST_BODY = 16 * 2**20  # bytes; a megabyte of prompt is still read, to be refused with its count of tokens
@@ -46,10 +47,12 @@ def create_engine(
     on_stop: Callable[[], None] = lambda: None,
     known: Callable[[], Sequence[str]] = lambda: (),
     tuning: Callable[[], bool] = lambda: False,
+    reranker: Reranker | None = None,
 ) -> FastAPI:
     """The engine's ASGI application; warm: the served model and the embedder load in the background at start-up.
 
     known: ids of all models that may be asked for by name. tuning: whether a tuning run computes on this machine now.
+    reranker: the school's cross-encoder, where it has one.
     """
 
     @asynccontextmanager
@@ -57,6 +60,7 @@ def create_engine(
         app.state.loaded = Loaded(resolve, make)
         app.state.embedder = embedder
         app.state.embed = Gathering(embedder.embed)
+        app.state.reranker = reranker
         app.state.metrics = Metrics()
         app.state.known = known
         tasks = [asyncio.create_task(_warm(app)), asyncio.create_task(_tend(app, tuning))]
@@ -79,6 +83,7 @@ def create_engine(
     for name, work in {
         "chat/completions": _complete,
         "embeddings": _embed,
+        "rerank": _rerank,
         "count": _count,
         "tokenize": _tokenize,
         "score": _score,
@@ -94,7 +99,7 @@ async def _warm(app: FastAPI) -> None:
         async with app.state.loaded.use("default"):
             pass
     with suppress(ApplianceError):
-        await asyncio.to_thread(app.state.embedder.embed, [""])
+        await app.state.embed([""])
 
 
 async def _tend(app: FastAPI, tuning: Callable[[], bool]) -> None:
@@ -223,6 +228,16 @@ def _embed(app: FastAPI) -> Work:
         return {"object": "list", "data": data, "model": "all-MiniLM-L6-v2"}
 
     return embed
+
+
+def _rerank(app: FastAPI) -> Work:
+    async def rerank(body: Reranking) -> dict[str, Any]:
+        if app.state.reranker is None:
+            raise ModelUnavailable("This box has no cross-encoder.", "Name the folder of one in the setting `reranker`.")
+        scores = await asyncio.to_thread(app.state.reranker.scores, body.query, body.documents)
+        return {"results": [{"index": index, "relevance_score": score} for index, score in enumerate(scores)]}
+
+    return rerank
 
 
 def _count(app: FastAPI) -> Work:

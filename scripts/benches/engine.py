@@ -109,22 +109,29 @@ async def ask(server: Server, messages: list[dict[str, str]], new: int = NEW, **
     return Answer(first, time.perf_counter() - begun, counted or len(pieces), "".join(pieces))
 
 
-async def load(server: Server, prompts: list[list[dict[str, str]]], **more: Any) -> Load:
-    begun = time.perf_counter()
-    answers = await asyncio.gather(*(ask(server, prompt, **more) for prompt in prompts))
+async def load(server: Server, *rounds: list[list[dict[str, str]]], **more: Any) -> Load:
+    """Everybody of a round asks at once; the next round begins when all of them have their answers."""
+    begun, answers = time.perf_counter(), list[Answer]()
+    for prompts in rounds:
+        answers += await asyncio.gather(*(ask(server, prompt, **more) for prompt in prompts))
     took = time.perf_counter() - begun
     return Load(sum(answer.tokens for answer in answers) / took, statistics.median(answer.first for answer in answers))
 
 
 async def steady(server: Server, models: Sequence[str], seed: int) -> list[float]:
-    """Tokens a second of each of so many chats that all go on talking, counted while all of them are."""
+    """Tokens a second of each of so many chats that all go on talking, counted while all of them are.
+
+    An event may bring several tokens: the letters are counted, and taken for as many tokens as in an answer that is whole.
+    """
+    whole = await ask(server, chats(1, 1000 * seed + 999, own=60)[0], 256, model=models[0])
+    share = whole.tokens / len(whole.text)
     counts = [0] * len(models)
     talking = [asyncio.Event() for _ in models]
 
     async def talk(number: int) -> None:
         async for event in events(server, chats(1, 1000 * seed + number, own=60)[0], 2500, model=models[number]):
-            if said(event):
-                counts[number] += 1
+            if piece := said(event):
+                counts[number] += len(piece)
                 talking[number].set()
 
     tasks = [asyncio.create_task(talk(number)) for number in range(len(models))]
@@ -135,7 +142,7 @@ async def steady(server: Server, models: Sequence[str], seed: int) -> list[float
         took = time.perf_counter() - begun
         if any(task.done() for task in tasks):
             raise SystemExit("an answer ended before it was counted")
-        return [(count - start) / took for count, start in zip(counts, before, strict=True)]
+        return [(count - start) * share / took for count, start in zip(counts, before, strict=True)]
     finally:
         for task in tasks:
             task.cancel()
@@ -147,7 +154,9 @@ async def loads(server: Server, quick: bool) -> dict[str, Load]:
     await ask(server, chats(1, 999)[0], new=8)  # everything is loaded and warm
     found: dict[str, Load] = {}
     for count in (1, 8, 16) if quick else (1, 8, 16, 32):
-        found[f"{count} different"] = await load(server, chats(count, count))
+        # One answer takes less than a second, too short a time to compare.
+        rounds = [chats(count, 1000 * number + count) for number in range(max(1, 16 // count))]
+        found[f"{count} different"] = await load(server, *rounds)
     for count in (16,) if quick else (16, 32):
         found[f"{count} shared"] = await load(server, chats(count, 100 + count, shared=500, own=80))
     talk = chats(1, 500, own=1900)[0]

@@ -24,6 +24,7 @@ from appliance.engine.embedder import Embedder
 from appliance.engine.handler import Handler
 from appliance.engine.loaded import ModelFiles
 from appliance.engine.openai_compatible import OpenAICompatible
+from appliance.engine.reranker import Reranker
 from appliance.engine.scheduler import LlamaHandler
 from appliance.engine.service import create_engine
 from appliance.engine.transformers_gpu import TransformersHandler
@@ -40,7 +41,11 @@ class NoEmbedder(Embedder):
 
 @asynccontextmanager
 async def engine_on_a_socket(
-    gguf: Path, embedder: Embedder | None = None, resolve: Callable[[str], ModelFiles] | None = None, slots: int = 4
+    gguf: Path,
+    embedder: Embedder | None = None,
+    resolve: Callable[[str], ModelFiles] | None = None,
+    slots: int = 4,
+    reranker: Reranker | None = None,
 ) -> AsyncIterator[OpenAICompatible]:
     def any_name(name: str) -> ModelFiles:
         if name not in ("default", "starter"):
@@ -53,7 +58,7 @@ async def engine_on_a_socket(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "engine.sock"
         config = uvicorn.Config(
-            create_engine(resolve or any_name, make, embedder or NoEmbedder()),
+            create_engine(resolve or any_name, make, embedder or NoEmbedder(), reranker=reranker),
             uds=str(path),
             log_level="error",
             loop="asyncio",

@@ -300,9 +300,14 @@ class Person:
 # --- alone ----------------------------------------------------------------------------------------------------------------
 async def differs(lone: LlamaHandler, one: Heard) -> str:
     """How what somebody heard differs from the same computed alone, "" where only as rounding makes it differ."""
-    far = await _far(lone, one)
+    said = beyond_rounding(await _far(lone, one))
+    return f"{said}: {one}" if said else ""
+
+
+def beyond_rounding(far: Sequence[float]) -> str:
+    """What differences between the chances of an answer's tokens are more than rounding explains, "" for none."""
     typical, worst = statistics.median(far or [0.0]), max(far, default=0.0)
-    return f"median {typical:.3f}, worst {worst:.3f}: {one}" if typical >= TYPICAL or worst >= WORST else ""
+    return f"median {typical:.3f}, worst {worst:.3f}" if typical >= TYPICAL or worst >= WORST else ""
 
 
 async def _far(lone: LlamaHandler, one: Heard) -> list[float]:

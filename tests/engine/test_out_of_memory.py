@@ -123,9 +123,10 @@ async def test_what_does_not_fit_is_refused_with_one_that_would_and_what_serves_
         # Room for another conversation's work, and none for the 800 MB of "wide".
         resource.prlimit(child.pid, resource.RLIMIT_AS, (size + 400 * MEGABYTE, resource.RLIM_INFINITY))
 
-        async def answer() -> list[str]:
+        async def answer() -> int:
             request = Request([Message("user", "What is a fraction?")], max_tokens=800, ignore_eos=True)
-            return [chunk.text async for chunk in client.generate(request)]
+            usage = [chunk.usage async for chunk in client.generate(request)][-1]
+            return usage.completion if usage else 0
 
         under_way = asyncio.create_task(answer())
         while not (await client.health()).facts["running"]:
@@ -136,9 +137,9 @@ async def test_what_does_not_fit_is_refused_with_one_that_would_and_what_serves_
         with pytest.raises(ModelUnavailable, match=r"not enough memory for \d{6} tokens") as caught:
             await client.load("wide")
         assert "lower" in caught.value.hint
-        assert len(await under_way) > 100, "the answer that was under way came to its end"
-        assert len(await answer()) > 100
+        assert await under_way == 800, "the answer that was under way came to its end"
+        assert await answer() == 800
         with pytest.raises(ModelUnavailable, match="does not fit"):  # also where nobody is being answered
             await client.load("huge")
-        assert len(await answer()) > 100
+        assert await answer() == 800
         assert child.poll() is None
