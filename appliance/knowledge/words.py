@@ -2,7 +2,7 @@
 
 French "Photosynthèse" is "photosynthese", whichever way it was typed; a Hindi word keeps its vowel signs; Chinese, Japanese and
 Thai, which put no spaces between words, count by pairs of neighbouring characters. Hides the scripts, the stop words (English)
-and the endings (English). Knows no index and no question.
+and the endings (English). Knows no index.
 """
 
 from __future__ import annotations
@@ -11,7 +11,20 @@ import functools
 import re
 import unicodedata
 
-from appliance.knowledge.index import QUERY_WORDS, STOP_WORDS
+QUERY_WORDS = 32  # of a question that are looked for
+
+# The words that say nothing about a subject. Over 100,000 passages they cost ten times what the rest costs.
+STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """a about after again all also am an and any are as at be because been before being between both but by can could
+        did do does doing done down each every few for from further get give given had has have having he her here hers
+        him his how i if in into is it its itself just let like many may me might more most much must my no nor not now
+        of off on once one only or other our out over own please s same say says she should show so some such t tell
+        than that the their them then there these they this those through to too under until up us use used using very
+        was we were what when where which while who whom whose why will with would you your explain""",
+    )
+)
 
 # Scripts that are written without spaces: Thai, Lao, Myanmar, Khmer, kana and the Han characters. Korean has spaces.
 UNSPACED = (
@@ -33,6 +46,12 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", text.lower())))
 
 
+def spaced(text: str) -> str:
+    """Folded, and with spaces around each character of a script without spaces, so that each of them can be looked for."""
+    folded = fold(text)
+    return folded if folded.isascii() else _UNSPACED.sub(r" \g<0> ", folded)
+
+
 @functools.lru_cache(maxsize=256)  # one search asks twice for the words of each passage
 def words(text: str) -> tuple[str, ...]:
     """The words of a text in order, folded; a stretch without spaces becomes its pairs of characters."""
@@ -51,15 +70,6 @@ def query_words(text: str) -> list[str]:
     """The words of a question that are worth looking for: in order, each once; stop words only where there are no others."""
     found = list(dict.fromkeys(words(text)))
     return ([word for word in found if word not in STOP_WORDS] or found)[:QUERY_WORDS]
-
-
-def as_written(text: str) -> list[str]:
-    """The words of a question that folding or cutting changed, in lower case only: today's index holds them so.
-
-    Its tokenizer leaves out the accents of Latin letters alone, and takes a stretch without spaces for one word.
-    """
-    found = dict.fromkeys(_WORD.findall(unicodedata.normalize("NFC", text.lower()).replace("_", " ")))
-    return [word for word in found if (word,) != words(word)][:QUERY_WORDS]
 
 
 @functools.lru_cache(maxsize=20_000)

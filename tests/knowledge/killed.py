@@ -1,6 +1,7 @@
 """Adds documents and kills itself, as if the power went, just before the N-th step that the disk would notice.
 
-Run by test_durability: `python killed.py HOME... -- PATH...`, with N = 1, 2, 3 for the first, second, third home.
+Run by test_durability: `python killed.py [--apart] HOME... -- PATH...`, with N = 1, 2, 3 for the first, second, third home.
+With --apart the index treats every segment as a large one: nothing is merged, and what is gone is purged in a step of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.db import Database
+from appliance.knowledge import index
 from appliance.knowledge.library import Library
 from appliance.settings import Settings
 from tests.knowledge.helpers import embed
@@ -43,7 +45,11 @@ def add(home: Path, paths: list[Path], kill_before: int) -> None:
 def main() -> int:
     divide = sys.argv.index("--")
     paths = [Path(path) for path in sys.argv[divide + 1 :]]
-    for number, home in enumerate(sys.argv[1:divide], 1):
+    homes = sys.argv[1:divide]
+    if homes[0] == "--apart":
+        homes = homes[1:]
+        index.GROWTH = index.QUICK = 0
+    for number, home in enumerate(homes, 1):
         child = os.fork()
         if child == 0:
             add(Path(home), paths, number)

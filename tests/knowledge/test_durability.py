@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from appliance.db import Database
 from appliance.errors import StorageFull
-from appliance.knowledge.library import Library
+from appliance.knowledge.library import EVERYTHING, Library
 from appliance.settings import CLONE, Settings
 from tests.knowledge.helpers import MAGNETS, PLANTS, RIVERS, embed, engine_down, pdf
 
@@ -45,20 +46,28 @@ def _opened(home: Path) -> tuple[Library, Database]:
 
 
 def _whole(home: Path) -> bool:
-    """One generation, nothing left of a build, no copy on its way in."""
-    names = sorted(path.name for path in (home / "index").iterdir())
-    return len(names) == 2 and names[1].startswith("gen-") and not list((home / "documents").glob(".*"))
+    """The segments of the newest generation and no others, nothing left of a build, no copy on its way in."""
+    listed = json.loads((home / "index" / "current").read_text())["segments"]
+    names = {path.name for path in (home / "index").iterdir()}
+    return names == {"current", *listed} and not list((home / "documents").glob(".*"))
+
+
+def _segment(home: Path) -> Path:
+    (segment,) = (home / "index").glob("seg-*")
+    return segment
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
-async def test_killed_at_any_step_nothing_is_lost_or_done_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+async def test_killed_at_any_step_nothing_is_lost_or_done_twice(tmp_path: Path, apart: bool) -> None:
+    """Of adding, replacing, merging; and, apart, of purging what was replaced."""
     seed = await _home(tmp_path / "seed", {"notes.txt": PLANTS, "rivers.txt": RIVERS})
     incoming = tmp_path / "new"
     incoming.mkdir()
     (incoming / "notes.txt").write_text(f"{MAGNETS} {PLANTS} These are the new notes.")
-    homes = [Path(shutil.copytree(seed, tmp_path / f"home-{number}")) for number in range(22)]
+    homes = [Path(shutil.copytree(seed, tmp_path / f"home-{number}")) for number in range(32 if apart else 22)]
     told = subprocess.run(
-        [sys.executable, "-m", "tests.knowledge.killed", *map(str, homes), "--", str(incoming)],
+        [sys.executable, "-m", "tests.knowledge.killed", *["--apart"] * apart, *map(str, homes), "--", str(incoming)],
         cwd=CLONE,
         capture_output=True,
         text=True,
@@ -67,21 +76,21 @@ async def test_killed_at_any_step_nothing_is_lost_or_done_twice(tmp_path: Path) 
     ).stdout.split()
     assert "failed" not in told and told[-1] == "finished", "enough homes to see every step"
     killed = told.count("killed")
-    assert killed >= 8
+    assert killed >= (20 if apart else 8)
     for home in homes[: killed + 1]:
         library, database = _opened(home)
-        before = {document.file: document for document in await library.documents()}
+        before = {document.file: document for document in await library.documents(EVERYTHING)}
         assert {"notes.txt", "rivers.txt"} <= set(before), "what was there is there, in its old form or its new one"
         for document in before.values():
-            _, passages = await library.document(document.id)
+            _, passages = await library.document(document.id, EVERYTHING)
             assert passages and (home / "documents" / document.id).stat().st_size == document.bytes
-        assert (await library.search(QUESTION)).passages[0].file == "rivers.txt"
+        assert (await library.search(QUESTION, within=EVERYTHING)).passages[0].file == "rivers.txt"
 
         reports = await library.add([incoming])
         assert {report.status for report in reports} <= {"added", "unchanged"}
-        after = {document.file: document for document in await library.documents()}
+        after = {document.file: document for document in await library.documents(EVERYTHING)}
         assert set(after) == {"notes.txt", "rivers.txt"}
-        _, (notes,) = await library.document(after["notes.txt"].id)
+        _, (notes,) = await library.document(after["notes.txt"].id, EVERYTHING)
         assert notes.text.endswith("These are the new notes.")
         for report in reports:
             if report.status == "unchanged":
@@ -102,15 +111,15 @@ async def test_killed_from_outside_while_embedding(tmp_path: Path) -> None:
     run = subprocess.Popen(command, cwd=CLONE, start_new_session=True, stderr=subprocess.DEVNULL)
     library, database = _opened(home)
     until = time.monotonic() + 30
-    while len(done := await library.documents()) < 3 and time.monotonic() < until:
+    while len(done := await library.documents(EVERYTHING)) < 3 and time.monotonic() < until:
         time.sleep(0.01)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    finished = {document.id for document in await library.documents()}
+    finished = {document.id for document in await library.documents(EVERYTHING)}
     assert {document.id for document in done} <= finished and 3 <= len(finished) < 16
     reports = await library.add([many])
     assert sum(report.status == "unchanged" for report in reports) == len(finished) - 1
-    assert finished <= {document.id for document in await library.documents()}
+    assert finished <= {document.id for document in await library.documents(EVERYTHING)}
     assert _whole(home)
     library.close()
     database.close()
@@ -130,46 +139,72 @@ def _flip(path: Path, share: float) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("file", ["vectors.faiss", "lexical.sqlite3", "meta.json"])
+@pytest.mark.parametrize("file", ["vectors.faiss", "lexical.sqlite3", "rows.npy", "documents.json", "../current"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 1.0])
 async def test_a_flipped_byte_is_never_served(tmp_path: Path, sound: Path, file: str, share: float) -> None:
     home = Path(shutil.copytree(sound, tmp_path / "home"))
-    (generation,) = (home / "index").glob("gen-*")
-    whole = (generation / file).read_bytes()
-    _flip(generation / file, share)
+    segment = _segment(home)
+    whole = (segment / file).read_bytes()
+    _flip(segment / file, share)
     library, database = _opened(home)
-    found = await library.search(QUESTION)
+    found = await library.search(QUESTION, within=EVERYTHING)
     assert found.passages[0].file == "rivers.txt" and found.covered
-    (rebuilt,) = (home / "index").glob("gen-*")
-    assert rebuilt.name != generation.name, "the damaged one is gone"
-    if file == "vectors.faiss":
+    rebuilt = _segment(home)
+    assert rebuilt.name != segment.name, "the damaged one is gone"
+    if file in ("vectors.faiss", "rows.npy", "documents.json"):
         assert (rebuilt / file).read_bytes() == whole
+    assert _whole(home)
     library.close()
     database.close()
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated", "missing file", "missing folder", "wrong pointer", "no pointer", "path in pointer"]
+    "damage",
+    ["truncated", "missing file", "missing segment", "missing folder", "wrong pointer", "no pointer", "path in pointer", "old"],
 )
 async def test_other_damage_is_repaired(tmp_path: Path, sound: Path, damage: str) -> None:
     home = Path(shutil.copytree(sound, tmp_path / "home"))
-    (generation,) = (home / "index").glob("gen-*")
+    segment, current = _segment(home), home / "index" / "current"
     match damage:
         case "truncated":
-            os.truncate(generation / "vectors.faiss", 100)
+            os.truncate(segment / "vectors.faiss", 100)
         case "missing file":
-            (generation / "lexical.sqlite3").unlink()
+            (segment / "lexical.sqlite3").unlink()
+        case "missing segment":
+            shutil.rmtree(segment)
         case "missing folder":
             shutil.rmtree(home / "index")
         case "wrong pointer":
-            (home / "index" / "current").write_text("gen-99")
+            current.write_text(current.read_text().replace(segment.name, "seg-99"))
         case "no pointer":
-            (home / "index" / "current").unlink()
+            current.unlink()
         case "path in pointer":
-            (home / "index" / "current").write_text("../../elsewhere")
+            current.write_text(current.read_text().replace(segment.name, "../../elsewhere"))
+        case "old":  # an index as earlier releases wrote it
+            segment.rename(home / "index" / "gen-3")
+            current.write_text("gen-3")
     library, database = _opened(home)
-    assert (await library.search(QUESTION)).passages[0].file == "rivers.txt"
+    assert (await library.search(QUESTION, within=EVERYTHING)).passages[0].file == "rivers.txt"
     assert _whole(home)
+    library.close()
+    database.close()
+
+
+async def test_one_damaged_segment_costs_no_other(tmp_path: Path) -> None:
+    texts = {f"plants {number:02}.txt": f"{PLANTS} Copy {number}." for number in range(12)}
+    home = await _home(tmp_path / "home", texts)
+    sound = _segment(home)
+    library, database = _opened(home)
+    (tmp_path / "rivers.txt").write_text(RIVERS)
+    await library.add([tmp_path / "rivers.txt"])
+    library.close()
+    database.close()
+    (small,) = set((home / "index").glob("seg-*")) - {sound}
+    before = (sound / "documents.json").stat().st_mtime_ns
+    _flip(small / "lexical.sqlite3", 0.5)
+    library, database = _opened(home)
+    assert (await library.search(QUESTION, within=EVERYTHING)).passages[0].file == "rivers.txt"
+    assert (sound / "documents.json").stat().st_mtime_ns == before and not small.exists() and _whole(home)
     library.close()
     database.close()
 
@@ -180,8 +215,10 @@ async def test_an_index_of_another_school_is_not_served(tmp_path: Path, sound: P
     shutil.rmtree(home / "index")
     shutil.copytree(other / "index", home / "index")
     library, database = _opened(home)
-    for passage in (await library.search(QUESTION, k=9)).passages:
-        assert passage.file in ("plants.txt", "rivers.txt")
+    found = (await library.search(QUESTION, k=9, within=EVERYTHING)).passages
+    assert [passage.file for passage in found] == ["rivers.txt", "plants.txt"]
+    assert _segment(home).joinpath("vectors.faiss").read_bytes() == _segment(sound).joinpath("vectors.faiss").read_bytes()
+    assert _whole(home)
     library.close()
     database.close()
 
@@ -189,11 +226,10 @@ async def test_an_index_of_another_school_is_not_served(tmp_path: Path, sound: P
 async def test_damage_after_opening_changes_no_answer(tmp_path: Path, sound: Path) -> None:
     home = Path(shutil.copytree(sound, tmp_path / "home"))
     library, database = _opened(home)
-    before = await library.search(QUESTION)
-    (generation,) = (home / "index").glob("gen-*")
-    for file in generation.iterdir():
+    before = await library.search(QUESTION, within=EVERYTHING)
+    for file in _segment(home).iterdir():
         file.write_bytes(bytes(len(file.read_bytes())))
-    assert await library.search(QUESTION) == before
+    assert await library.search(QUESTION, within=EVERYTHING) == before
     library.close()
     database.close()
 
@@ -201,12 +237,14 @@ async def test_damage_after_opening_changes_no_answer(tmp_path: Path, sound: Pat
 async def test_another_process_sees_what_one_has_added(tmp_path: Path, sound: Path) -> None:
     home = Path(shutil.copytree(sound, tmp_path / "home"))
     (writer, one), (reader, two) = _opened(home), _opened(home)
-    assert (await reader.search("compass needle magnet")).covered is False
+    assert (await reader.search("compass needle magnet", within=EVERYTHING)).covered is False
     (tmp_path / "magnets.txt").write_text(MAGNETS)
     await writer.add([tmp_path / "magnets.txt"])
-    assert (await reader.search("compass needle magnet")).passages[0].file == "magnets.txt"
-    await writer.remove((await reader.search("compass needle magnet")).passages[0].document)
-    assert all(passage.file != "magnets.txt" for passage in (await reader.search("compass needle magnet")).passages)
+    assert (await reader.search("compass needle magnet", within=EVERYTHING)).passages[0].file == "magnets.txt"
+    await writer.remove((await reader.search("compass needle magnet", within=EVERYTHING)).passages[0].document, EVERYTHING)
+    assert all(
+        passage.file != "magnets.txt" for passage in (await reader.search("compass needle magnet", within=EVERYTHING)).passages
+    )
     for part in (writer, reader, one, two):
         part.close()
 
@@ -239,14 +277,15 @@ async def test_a_full_disk_says_so_and_loses_nothing(small_disk: Path, tmp_path:
     (report,) = await library.add([tmp_path / "long.pdf"])
     assert isinstance(report.error, StorageFull), report
     assert "long.pdf" in report.error.message and "full" in report.error.message and report.error.hint
-    assert [document.file for document in await library.documents()] == ["rivers.txt"]
-    assert (await library.search(QUESTION)).passages[0].file == "rivers.txt"
+    assert [document.file for document in await library.documents(EVERYTHING)] == ["rivers.txt"]
+    assert (await library.search(QUESTION, within=EVERYTHING)).passages[0].file == "rivers.txt"
     assert len(list(settings.documents.iterdir())) == 1
 
     fresh, other = _opened(settings.home)
     (small_disk / "home" / "index" / "current").unlink()
     (small_disk / "rest").write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - 8192)))
-    assert (await fresh.search(QUESTION)).passages[0].file == "rivers.txt", "no room for an index: it is kept in memory"
+    found = await fresh.search(QUESTION, within=EVERYTHING)
+    assert found.passages[0].file == "rivers.txt", "no room for an index: it is kept in memory"
 
     filler.unlink()
     assert (await library.add([tmp_path / "long.pdf"]))[0].status == "added", "the same command works once there is room"
