@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from appliance.errors import BadInput, Busy, Conflict, Forbidden, NotFound, NotSignedIn
-from appliance.tables import attempts, keys, new_id, sessions, setup_codes, users
+from appliance.tables import attempts, collection_readers, collections, keys, new_id, sessions, setup_codes, users
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
@@ -48,6 +49,7 @@ _EVERYTHING = frozenset(
         ("instruct", "chat"),
         ("embed", "text"),
         ("read", "library"),
+        ("review", "library"),
         ("read", "status"),
         ("create", "key"),
     }
@@ -67,12 +69,13 @@ _SCOPES: dict[str, frozenset[tuple[str, str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """`scope` is empty for a person, else the scope of the key that speaks for them."""
+    """`scope` is empty for a person, else the scope of the key that speaks for them. `classes`: those they belong to."""
 
     id: str
     name: str
     role: str
     scope: str = ""
+    classes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,46 @@ class Accounts:
         if (verb, thing) in _OWN:
             raise NotFound(f"There is no such {_CALLED.get(thing, thing)} here.", "It may have been deleted.")
         raise Forbidden(f"This account may not {verb} {thing}.", "Ask the administrator.")
+
+    def visible(self, user: User | None, kind: str) -> frozenset[str]:
+        """The ids of all things of a kind that `user` may see; nobody sees none. Raises Forbidden for all but a "collection".
+
+        A collection is seen by its owner and by its readers: everyone who may read the library, a role, a class, a user. A kind
+        of reader that is not one of these lets nobody in, and a key never sees more than the person it speaks for. The box's
+        own command line sees all.
+        """
+        if kind != "collection":
+            raise Forbidden(f"Nobody has decided who may see a {kind}.", "Report this as a fault.")
+        if user is None or not self.can(user, "read", "library"):
+            return frozenset()
+        with self._database.read() as connection:
+            if user.role == LOCAL and not user.scope:
+                return frozenset(connection.scalars(sa.select(collections.c.id)))
+            reader = collection_readers.c
+            lets_in = sa.or_(
+                sa.and_(reader.kind == "everyone", reader.name == ""),
+                sa.and_(reader.kind == "role", reader.name == user.role, reader.name != ""),
+                sa.and_(reader.kind == "class", reader.name.in_(sorted(user.classes - {""}))),
+                sa.and_(reader.kind == "user", reader.name == user.id, reader.name != ""),
+            )
+            owned = sa.select(collections.c.id).where(collections.c.owner == user.id, collections.c.owner != "")
+            return frozenset(connection.scalars(sa.union(sa.select(reader.collection).where(lets_in), owned)))
+
+    def named(self, name: str) -> User:
+        """The person of that name. Raises NotFound."""
+        name = _normal(name)
+        same = sa.or_(users.c.name == name, sa.func.lower(users.c.name) == name.lower())
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(users).where(same).order_by(users.c.name != name)).first()
+        if row is None:
+            raise NotFound(f"There is no person named {name[:64]}.", "Check the spelling.")
+        return User(row.id, row.name, row.role)
+
+    def names(self, ids: Collection[str]) -> dict[str, str]:
+        """What the people of these ids are called; who is no longer there is left out."""
+        with self._database.read() as connection:
+            chosen = sa.select(users.c.id, users.c.name).where(users.c.id.in_(sorted(ids)))
+            return {row.id: row.name for row in connection.execute(chosen)}
 
     # --- first administrator -----------------------------------------------------------------------------------------
     def has_administrator(self) -> bool:

@@ -21,6 +21,7 @@ from appliance.accounts import Accounts
 from appliance.audit import Audit
 from appliance.chat import Chat
 from appliance.db import Database
+from appliance.engine.embedder import NAME as EMBEDDER
 from appliance.engine.loaded import ModelFiles
 from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.engine.pool import Active, Pool
@@ -51,8 +52,9 @@ class Appliance:
         self.audit = Audit(self.database)
         self.registry = Registry(settings.models)
         self.engine = OpenAICompatible(partial(network.socket_client, settings.engine_socket))
-        self.library = Library(settings, self.database, self.engine.embed)
-        self.quotes = Quotes(self._search, self.engine.embed)
+        rerank = None if settings.reranker is None else self.engine.rerank
+        self.library = Library(settings, self.database, self.engine.embed, EMBEDDER, rerank)
+        self.quotes = Quotes(_no_search, self.engine.embed)
         self.pool = Pool(self.engine, self.quotes, self._active)
         self.accounts = Accounts(self.database, settings)
         self.chat = Chat(self.database, self.library, self.pool, self.accounts, settings, self._is_starter)
@@ -73,10 +75,6 @@ class Appliance:
         await self.pool.close()
         self.library.close()
         self.database.close()
-
-    async def _search(self, text: str) -> list[Source]:
-        found = await self.library.search(text, k=self.settings.passages)
-        return list(found.passages) if found.covered else []  # a coincidence of words is not an answer
 
     def _active(self, task: str) -> Active | None:
         name, _, subject = task.partition("/")
@@ -299,6 +297,11 @@ class Appliance:
             return None
         self.audit.note("step back", champion, {"damaged": damaged, "tasks": lost})
         return champion
+
+
+async def _no_search(_text: str) -> list[Source]:
+    """Quotes have what was found for whoever asks, or nothing: a search of their own would not know who that is."""
+    return []
 
 
 def _require_gate(manifest: Manifest, champion: Manifest | None) -> None:

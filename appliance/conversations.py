@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from appliance.errors import BadInput, NotFound
-from appliance.tables import conversations, new_id, turns
+from appliance.tables import conversations, gone_documents, new_id, turns
 
 if TYPE_CHECKING:
     from appliance.accounts import Accounts, User
@@ -130,9 +130,20 @@ class Conversations:
     def save_answer(self, turn: str, columns: dict[str, Any]) -> None:
         """Write down an answer under way; once its state is another than "streaming" it no longer changes.
 
-        A thread whose waiter was cancelled may come late: it must not undo the final words.
+        A thread whose waiter was cancelled may come late: it must not undo the final words. Nor does an answer bring back the
+        text of a document that was taken out while it was being written.
         """
+        passages = columns.get("passages", ())
         with self._database.begin() as connection:
+            cited = [passage["document"] for passage in passages]
+            gone = (
+                set(connection.scalars(sa.select(gone_documents.c.id).where(gone_documents.c.id.in_(cited))))
+                if cited
+                else set()
+            )
+            if gone:
+                kept = [{**passage, "text": ""} if passage["document"] in gone else passage for passage in passages]
+                columns = columns | {"passages": kept}
             connection.execute(sa.update(turns).where(turns.c.id == turn, turns.c.state == "streaming").values(**columns))
 
     def fail_unfinished(self, running: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Column,
     Float,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -89,12 +90,27 @@ keys = Table(
     Column("revoked", Float),
 )
 
+# `owner` and the names of readers are ids, roles and classes: who they are is known to `accounts` alone.
 collections = Table(
     "collections",
     metadata,
     Column("id", String, primary_key=True),
     Column("name", String, nullable=False, unique=True),
     Column("created", Float, nullable=False),
+    Column("owner", String, nullable=False, default=""),
+    Column("subject", String, nullable=False, default=""),
+    Column("grade", String, nullable=False, default=""),
+    Column("threshold", Float),  # the evidence that an answer needs here; null: the usual one
+    Column("moved", Float),  # when a document last came or went by a move
+)
+
+# Who may read a collection beside its owner. `kind`: everyone (of the school), role, class, user; any other lets nobody in.
+collection_readers = Table(
+    "collection_readers",
+    metadata,
+    Column("collection", String, ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String, primary_key=True),
+    Column("name", String, primary_key=True, default=""),
 )
 
 documents = Table(
@@ -110,7 +126,31 @@ documents = Table(
     Column("pages", Integer),
     Column("note", String, nullable=False, default=""),
     Column("added", Float, nullable=False),
+    Column("owner", String, nullable=False, default=""),
+    Column("subject", String, nullable=False, default=""),
+    Column("grade", String, nullable=False, default=""),
+    Column("version", Integer, nullable=False, default=1),
+    Column("passages", Integer),  # how many; null until they are counted
     UniqueConstraint("collection", "sha256"),
+)
+
+# What a removed or replaced document leaves: enough for an old link to say what became of it, and nothing of its text. The
+# ids of a document's passages follow each other. `successor`: the id of the document that took its place, or "".
+gone_documents = Table(
+    "gone_documents",
+    metadata,
+    Column("id", String, primary_key=True),
+    _owner("collection", "collections.id"),
+    Column("title", String, nullable=False),
+    Column("file", String, nullable=False),
+    Column("first_passage", Integer),
+    Column("last_passage", Integer),
+    Column("version", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("by", String, nullable=False, default=""),
+    Column("why", String, nullable=False),  # removed, replaced
+    Column("successor", String, nullable=False, default=""),
+    Index("ix_gone_documents_passages", "first_passage", "last_passage"),
 )
 
 passages = Table(
@@ -123,7 +163,66 @@ passages = Table(
     Column("page", Integer),
     Column("text", Text, nullable=False),
     Column("vector", LargeBinary),
+    Column("embedder", String, nullable=False, default="", index=True),  # what made the vector; "" without one
     sqlite_autoincrement=True,
+)
+
+# Numbers that tell whether something changed. `content`: goes up with every change of what an index of the passages holds.
+library_state = Table(
+    "library_state",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("number", Integer, nullable=False),
+)
+
+# What became of each file of a job that adds many: by it a job that was broken off goes on where it was.
+ingest_files = Table(
+    "ingest_files",
+    metadata,
+    Column("job", String, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("path", String, primary_key=True),
+    Column("size", Integer),
+    Column("mtime", Float),
+    Column("state", String, nullable=False),
+    Column("document", String),
+    Column("pages", Integer),
+    Column("passages", Integer, nullable=False, default=0),
+    Column("seconds", Float, nullable=False, default=0.0),
+    Column("note", String, nullable=False, default=""),
+    Column("error", JSON),  # code, message, hint
+)
+
+# Folders whose files are added by themselves. `seen`: what stood there at the last look.
+watches = Table(
+    "watches",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("folder", String, nullable=False),
+    _owner("collection", "collections.id"),
+    Column("by", String, nullable=False, default=""),
+    Column("created", Float, nullable=False),
+    Column("seen", JSON, nullable=False, default=dict),
+)
+
+# What a check of the search found. Figures and a digest of the questions: the questions may be a pupil's.
+retrieval_checks = Table(
+    "retrieval_checks",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("collection", String, nullable=False, default="", index=True),
+    Column("questions_sha256", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("embedder", String, nullable=False, default=""),
+    Column("passages", Integer, nullable=False),
+    Column("facts", JSON, nullable=False, default=dict),
+)
+
+# How a class is answered. `strict`: from the documents or not at all.
+class_rules = Table(
+    "class_rules",
+    metadata,
+    Column("class_name", String, primary_key=True),
+    Column("strict", Boolean, nullable=False, default=False),
 )
 
 conversations = Table(

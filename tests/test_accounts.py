@@ -12,7 +12,7 @@ from appliance.accounts import FREE_FAILURES, KEY_PREFIX, Accounts, User, wait_a
 from appliance.db import Database
 from appliance.errors import ApplianceError, BadInput, Busy, Conflict, Forbidden, NotFound, NotSignedIn
 from appliance.settings import Settings
-from appliance.tables import attempts, sessions, setup_codes, users
+from appliance.tables import attempts, collection_readers, collections, sessions, setup_codes, users
 
 PASSWORD = "correct horse battery"
 
@@ -224,6 +224,20 @@ def test_what_is_not_allowed_is_denied(accounts: Accounts, head: User) -> None:
         accounts.require(head, "read", "conversation", "another")
     with pytest.raises(Forbidden):
         accounts.require(head, "fly", "moon")
+
+
+def test_what_may_be_seen_is_what_a_reader_was_let_into(accounts: Accounts, database: Database, head: User) -> None:
+    rows = [{"id": id, "name": id, "created": 0, "owner": owner} for id, owner in (("a", ""), ("b", head.id), ("c", ""))]
+    with database.begin() as connection:
+        connection.execute(sa.insert(collections), rows)
+        connection.execute(sa.insert(collection_readers).values(collection="c", kind="everyone", name=""))
+    assert accounts.visible(head, "collection") == {"b", "c"}
+    assert accounts.visible(User("x", "x", "administrator", "chat"), "collection") == {"c"}
+    assert accounts.visible(accounts.local_administrator(), "collection") == {"a", "b", "c"}
+    for nobody in (None, User(head.id, "x", "unheard of"), User(head.id, "x", "administrator", "embed")):
+        assert accounts.visible(nobody, "collection") == frozenset()
+    with pytest.raises(Forbidden):
+        accounts.visible(head, "conversation")
 
 
 def test_the_command_line_has_no_password(accounts: Accounts) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 
 import click
 
+from appliance.cli.adding import add_all
 from appliance.cli.ask import answer_to
 from appliance.cli.ask import show as show_answer
-from appliance.cli.docs import add_all
 from appliance.cli.output import Output, command, seconds
 from appliance.cli.tune import run
 from appliance.errors import NotFound
+from appliance.knowledge.shelves import EVERYTHING
 
 SAMPLE_QUESTION = "Why are leaves green?"
 # "A factor is ...": a sentence that defines something tells a question which the document answers.
@@ -89,11 +90,11 @@ async def _question(appliance: Any, added: list[Any]) -> str:
     terms: list[str] = []
     title = ""
     for report in added[:5]:
-        about, passages = await appliance.library.document(report.document)
+        about, passages = await appliance.library.document(report.document, EVERYTHING)
         title = title or about.title
         terms += [found[1] for passage in passages if (found := DEFINITION.search(passage.text))]
     for term in dict.fromkeys(terms[:20]):
         question = f"What is a {term}?"
-        if (await appliance.library.search(question, k=1)).covered:
+        if (await appliance.library.search(question, k=1, within=EVERYTHING)).covered:
             return question
     return f"What is {title} about?"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from appliance.db import Database
 from appliance.errors import BadInput, Conflict, NotFound, TooLarge
 from appliance.knowledge.index import locked
-from appliance.knowledge.library import FileReport, Found, Library
+from appliance.knowledge.library import EVERYTHING, FileReport, Found, Gone, Library, Passage
 from appliance.settings import Settings
 from tests.knowledge.helpers import MAGNETS, PLANTS, RIVERS, docx, embed, engine_down, pdf, zip_bomb
 
@@ -42,6 +42,12 @@ def _files(found: Found) -> list[str]:
     return [passage.file for passage in found.passages]
 
 
+async def _passages(library: Library, document: str | None) -> list[Passage]:
+    held = await library.document(str(document), EVERYTHING)
+    assert not isinstance(held, Gone)
+    return held[1]
+
+
 async def test_add_and_search_with_title_and_page(library: Library, school: Path) -> None:
     seen: list[FileReport] = []
     reports = await library.add([school], on_file=seen.append)
@@ -51,18 +57,18 @@ async def test_add_and_search_with_title_and_page(library: Library, school: Path
         ("plants.pdf", "added", None),
         ("rivers.md", "added", None),
     ]
-    found = await library.search("What is the process called by which plants make sugar from sunlight?")
+    found = await library.search("What is the process called by which plants make sugar from sunlight?", within=EVERYTHING)
     best = found.passages[0]
     assert (best.file, best.title, best.place, best.page) == ("plants.pdf", "Plants", "p. 2", 2)
     assert PLANTS in best.text
     assert 0.3 < best.score <= 1
     assert found.covered and not found.lexical_only and found.nearest == []
-    assert (await library.search("Where does a river drop pebbles?")).passages[0].place == "Deltas"
+    assert (await library.search("Where does a river drop pebbles?", within=EVERYTHING)).passages[0].place == "Deltas"
 
 
 async def test_what_no_document_answers_is_not_covered(library: Library, school: Path) -> None:
     await library.add([school])
-    found = await library.search("Who wrote the play Romeo and Juliet?")
+    found = await library.search("Who wrote the play Romeo and Juliet?", within=EVERYTHING)
     assert not found.covered
     assert len(found.nearest) == len(set(found.nearest)) and set(found.nearest) <= {"Plants", "Physics", "Geography"}
 
@@ -81,7 +87,7 @@ async def test_a_second_time_nothing_is_read_again(library: Library, school: Pat
     assert {report.status for report in second} == {"unchanged"}
     assert {report.document for report in second} == {report.document for report in first}
     assert "plants.pdf" in second[0].note
-    assert len(await library.documents()) == 3
+    assert len(await library.documents(EVERYTHING)) == 3
 
 
 async def test_new_content_under_the_same_name_replaces_the_old(library: Library, settings: Settings, tmp_path: Path) -> None:
@@ -90,11 +96,11 @@ async def test_new_content_under_the_same_name_replaces_the_old(library: Library
     old = (await library.add([path]))[0].document
     path.write_text(MAGNETS)
     new = (await library.add([path]))[0].document
-    assert [document.id for document in await library.documents()] == [new]
+    assert [document.id for document in await library.documents(EVERYTHING)] == [new]
     assert [file.name for file in settings.documents.iterdir()] == [new]
-    assert MAGNETS in (await library.search("compass needle magnet")).passages[0].text
-    with pytest.raises(NotFound):
-        await library.document(str(old))
+    assert MAGNETS in (await library.search("compass needle magnet", within=EVERYTHING)).passages[0].text
+    gone = await library.document(str(old), EVERYTHING)
+    assert isinstance(gone, Gone) and (gone.why, gone.successor) == ("replaced", new)
 
 
 async def test_a_bad_new_version_leaves_the_old_one(library: Library, tmp_path: Path) -> None:
@@ -104,7 +110,7 @@ async def test_a_bad_new_version_leaves_the_old_one(library: Library, tmp_path: 
     path.write_bytes(path.read_bytes()[:500])
     (report,) = await library.add([path])
     assert report.status == "failed"
-    assert _files(await library.search("plants sunlight sugar")) == ["notes.pdf"]
+    assert _files(await library.search("plants sunlight sugar", within=EVERYTHING)) == ["notes.pdf"]
 
 
 async def test_files_of_one_name_in_two_folders_are_both_kept(library: Library, tmp_path: Path) -> None:
@@ -112,7 +118,7 @@ async def test_files_of_one_name_in_two_folders_are_both_kept(library: Library, 
         (tmp_path / "in" / folder).mkdir(parents=True)
         (tmp_path / "in" / folder / "notes.txt").write_text(text)
     await library.add([tmp_path / "in"])
-    assert len(await library.documents()) == 2
+    assert len(await library.documents(EVERYTHING)) == 2
     (tmp_path / "in" / "a" / "notes.txt").write_text(MAGNETS)
     (report,) = await library.add([tmp_path / "in" / "a"])
     assert "2 older documents of this name were kept" in report.note
@@ -172,26 +178,26 @@ async def test_a_file_above_the_limit_is_refused(database: Database, settings: S
 
 async def test_removing_takes_text_vectors_and_file(library: Library, settings: Settings, school: Path) -> None:
     await library.add([school])
-    (plants,) = [document for document in await library.documents() if document.file == "plants.pdf"]
-    passage = (await library.search("plants sunlight sugar")).passages[0]
-    assert (await library.passage(passage.id)).text == passage.text
-    await library.remove(plants.id)
-    assert "plants.pdf" not in _files(await library.search("plants sunlight sugar"))
+    (plants,) = [document for document in await library.documents(EVERYTHING) if document.file == "plants.pdf"]
+    passage = (await library.search("plants sunlight sugar", within=EVERYTHING)).passages[0]
+    there = await library.passage(passage.id, EVERYTHING)
+    assert isinstance(there, Passage) and there.text == passage.text
+    await library.remove(plants.id, EVERYTHING)
+    assert "plants.pdf" not in _files(await library.search("plants sunlight sugar", within=EVERYTHING))
     assert not (settings.documents / plants.id).exists()
     for wrong in (plants.id, "../../etc/passwd", ""):
         with pytest.raises(NotFound):
-            await library.remove(wrong)
-    with pytest.raises(NotFound):
-        await library.passage(passage.id)
+            await library.remove(wrong, EVERYTHING)
+    assert isinstance(await library.passage(passage.id, EVERYTHING), Gone)
 
 
 async def test_passage_ids_are_never_given_out_again(library: Library, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(PLANTS)
     first = (await library.add([tmp_path / "a.txt"]))[0].document
-    _, (old,) = await library.document(str(first))
-    await library.remove(str(first))
+    (old,) = await _passages(library, first)
+    await library.remove(str(first), EVERYTHING)
     second = (await library.add([tmp_path / "a.txt"]))[0].document
-    _, (new,) = await library.document(str(second))
+    (new,) = await _passages(library, second)
     assert new.id > old.id
 
 
@@ -201,13 +207,13 @@ async def test_collections_keep_apart(library: Library, tmp_path: Path) -> None:
     await library.add([tmp_path / "a.txt"], collection="Year 7")
     await library.add([tmp_path / "b.txt"], collection="Staff")
     question = "How do plants make sugar from sunlight?"
-    assert _files(await library.search(question, k=1, collections=["Staff"])) == ["b.txt"]
-    assert _files(await library.search(question, k=5, collections=["Year 7"])) == ["a.txt"]
-    assert sorted(_files(await library.search(question))) == ["a.txt", "b.txt"]
-    assert (await library.search(question, collections=[])).passages == []
+    assert _files(await library.search(question, k=1, within=await library.named(["Staff"], EVERYTHING))) == ["b.txt"]
+    assert _files(await library.search(question, k=5, within=await library.named(["Year 7"], EVERYTHING))) == ["a.txt"]
+    assert sorted(_files(await library.search(question, within=EVERYTHING))) == ["a.txt", "b.txt"]
+    assert (await library.search(question, within=await library.named([], EVERYTHING))).passages == []
     with pytest.raises(NotFound, match="no collection named Year 8"):
-        await library.search(question, collections=["Year 8"])
-    assert [document.file for document in await library.documents("Staff")] == ["b.txt"]
+        await library.search(question, within=await library.named(["Year 8"], EVERYTHING))
+    assert [document.file for document in await library.documents(await library.named(["Staff"], EVERYTHING))] == ["b.txt"]
     for wrong in ("", " \n ", "x" * 81, "a\0b"):
         with pytest.raises(BadInput):
             await library.add([], collection=wrong)
@@ -221,7 +227,9 @@ async def test_a_collection_is_filtered_before_the_best_are_taken(library: Libra
     (tmp_path / "mine.txt").write_text(f"Rivers and plants. {RIVERS}")
     await library.add([crowd], collection="crowd")
     await library.add([tmp_path / "mine.txt"], collection="mine")
-    assert _files(await library.search("How do plants make sugar from sunlight?", collections=["mine"])) == ["mine.txt"]
+    assert _files(
+        await library.search("How do plants make sugar from sunlight?", within=await library.named(["mine"], EVERYTHING))
+    ) == ["mine.txt"]
 
 
 # --- while the engine is down ----------------------------------------------------------------------------------------
@@ -229,17 +237,17 @@ async def test_search_by_words_alone_says_so(settings: Settings, database: Datab
     down = Library(settings, database, engine_down)
     reports = await down.add([school])
     assert all(report.status == "added" and "words only" in report.note for report in reports)
-    found = await down.search("Where does the river drop pebbles and build a delta?")
+    found = await down.search("Where does the river drop pebbles and build a delta?", within=EVERYTHING)
     assert found.lexical_only and found.covered
     assert found.passages[0].file == "rivers.md" and found.passages[0].score == 0
-    assert not (await down.search("Who wrote Romeo and Juliet?")).covered
+    assert not (await down.search("Who wrote Romeo and Juliet?", within=EVERYTHING)).covered
 
     up = Library(settings, database, embed)
     reports = await up.add([school])
     assert {report.status for report in reports} == {"unchanged"}
-    found = await up.search("Where does the river drop pebbles and build a delta?")
+    found = await up.search("Where does the river drop pebbles and build a delta?", within=EVERYTHING)
     assert not found.lexical_only and found.passages[0].score > 0.3
-    assert (await down.search("river delta")).lexical_only
+    assert (await down.search("river delta", within=EVERYTHING)).lexical_only
     for library in (down, up):
         library.close()
 
@@ -248,7 +256,7 @@ async def test_documents_notes_forget_that_the_engine_was_down(settings: Setting
     await Library(settings, database, engine_down).add([school])
     library = Library(settings, database, embed)
     await library.add([])
-    assert all("words only" not in document.note for document in await library.documents())
+    assert all("words only" not in document.note for document in await library.documents(EVERYTHING))
     library.close()
 
 
@@ -269,7 +277,7 @@ async def test_any_text_is_a_question(library: Library, school: Path) -> None:
         "光合作用",
         "x" * 9000,
     ]
-    for text, found in zip(odd, await library.search_many(odd), strict=True):
+    for text, found in zip(odd, await library.search_many(odd, within=EVERYTHING), strict=True):
         assert found.covered is False, text
 
     @given(st.lists(st.text(max_size=80), max_size=3))
@@ -277,7 +285,7 @@ async def test_any_text_is_a_question(library: Library, school: Path) -> None:
     def fuzz(texts: list[str]) -> None:
         loop = asyncio.new_event_loop()
         try:
-            assert len(loop.run_until_complete(library.search_many(texts))) == len(texts)
+            assert len(loop.run_until_complete(library.search_many(texts, within=EVERYTHING))) == len(texts)
         finally:
             loop.close()
 
@@ -285,7 +293,7 @@ async def test_any_text_is_a_question(library: Library, school: Path) -> None:
 
 
 async def test_an_empty_library_answers_nothing(library: Library) -> None:
-    assert await library.search("anything") == Found(False, False, [], [])
+    assert await library.search("anything", within=EVERYTHING) == Found(False, False, [], [])
 
 
 async def test_check_measures_hits_and_refusals(library: Library, school: Path, tmp_path: Path) -> None:
@@ -298,14 +306,14 @@ async def test_check_measures_hits_and_refusals(library: Library, school: Path, 
     ]
     path = tmp_path / "questions.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    result = await library.check(path)
+    result = await library.check(path, EVERYTHING)
     ranks = [question["rank"] for question in result["questions"]]
     assert (ranks[0], ranks[2], ranks[3]) == (1, 1, None) and ranks[1] > 1
     assert (result["hit_at_1"], result["hit_at_5"]) == (0.6667, 1.0)
     assert (result["refused_unanswerable"], result["refused_answerable"]) == (1.0, 0.0)
     path.write_text('{"question": "x"}\n{"query": 1}')
     with pytest.raises(BadInput, match=r"Line 2 of questions.jsonl"):
-        await library.check(path)
+        await library.check(path, EVERYTHING)
 
 
 # --- two at once -----------------------------------------------------------------------------------------------------
@@ -313,7 +321,7 @@ async def test_a_second_run_is_told_and_changes_nothing(library: Library, settin
     with locked(settings.run / "documents.lock"), pytest.raises(Conflict, match="another run"):
         await library.add([school])
     with locked(settings.run / "documents.lock"), pytest.raises(Conflict):
-        await library.remove("0" * 16)
+        await library.remove("0" * 16, EVERYTHING)
     assert (await library.add([school]))[0].status == "added"
 
 
@@ -322,12 +330,12 @@ async def test_searches_go_on_while_documents_are_added(library: Library, school
     pdf(tmp_path / "long.pdf", [f"{PLANTS} {MAGNETS} Number {page}." for page in range(60)])
     adding = asyncio.create_task(library.add([tmp_path / "long.pdf"]))
     while not adding.done():
-        assert _files(await library.search("river delta pebbles", k=1)) == ["rivers.md"]
+        assert _files(await library.search("river delta pebbles", k=1, within=EVERYTHING)) == ["rivers.md"]
     assert [(report.status, report.error) for report in await adding] == [("added", None)]
-    assert _files(await library.search("compass needle", k=1)) == ["long.pdf"]
+    assert _files(await library.search("compass needle", k=1, within=EVERYTHING)) == ["long.pdf"]
 
 
-def test_searching_loads_no_heavy_library(tmp_path: Path) -> None:
+async def test_searching_loads_no_heavy_library(library: Library, settings: Settings, school: Path) -> None:
     """The web process searches: it must stay small, and read no document itself."""
     import subprocess
     import sys
@@ -335,14 +343,27 @@ def test_searching_loads_no_heavy_library(tmp_path: Path) -> None:
     code = (
         "import asyncio, sys; from pathlib import Path; from appliance.db import Database\n"
         "from appliance.settings import Settings\n"
-        "from appliance.knowledge.library import Library; from tests.knowledge.helpers import engine_down\n"
+        "from appliance.knowledge.library import EVERYTHING, Library; from tests.knowledge.helpers import engine_down\n"
         "s = Settings(home=Path(sys.argv[1])); d = Database(s.database); d.migrate()\n"
-        "asyncio.run(Library(s, d, engine_down).search('x'))\n"
-        "print(*{name.partition('.')[0] for name in sys.modules})"
+        "found = asyncio.run(Library(s, d, engine_down).search('river delta', within=EVERYTHING))\n"
+        "print(found.passages[0].file, *{name.partition('.')[0] for name in sys.modules})"
     )
     from appliance.settings import CLONE
 
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=CLONE, capture_output=True, text=True, check=True)
-    assert "faiss" in done.stdout.split()
-    heavy = {"torch", "transformers", "sentence_transformers", "pypdfium2", "docx", "bs4", "lxml", "llama_cpp"}
+    await library.add([school])
+    command = [sys.executable, "-c", code, str(settings.home)]
+    done = subprocess.run(command, cwd=CLONE, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == "rivers.md" and "faiss" in done.stdout.split()
+    heavy = {
+        "torch",
+        "transformers",
+        "sentence_transformers",
+        "pypdfium2",
+        "docx",
+        "bs4",
+        "lxml",
+        "llama_cpp",
+        "tokenizers",
+        "openpyxl",
+    }
     assert not heavy & set(done.stdout.split())

@@ -1,0 +1,104 @@
+"""A school's database of an earlier release: nothing of it is lost, and nobody loses what they could read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from appliance.db import MIGRATIONS, Database
+from appliance.settings import Settings
+
+OLD = {
+    "users": [("u1", "Ms Green", "administrator", "hash", 0, 1.0)],
+    "collections": [("c1", "school", 1.5), ("c2", "Year 7", 1.6)],
+    "documents": [
+        ("d1", "c1", "Plants", "plants.pdf", "pdf", "a" * 64, 900, 2, "", 2.0),
+        ("d2", "c2", "Magnets", "magnets.docx", "docx", "b" * 64, 800, None, "a note", 3.0),
+    ],
+    "passages": [
+        (1, "d1", 0, "p. 1", 1, "Green plants make sugar.", b"\x01" * 1536),
+        (2, "d1", 1, "p. 2", 2, "They need light.", None),
+        (5, "d2", 0, "Compass", None, "A compass needle is a magnet.", b"\x02" * 1536),
+    ],
+    "conversations": [("t1", "u1", "Plants", 4.0, 5.0)],
+    "turns": [("r1", "t1", 1, "user", "Why green?", "done", "", "", None, "[]", "{}", None, 4.0)],
+    "jobs": [("j1", "retrain", "heavy", "{}", "done", "{}", 1, 0, "u1", "", None, "{}", 4.0, 4.5, 4.6, 5.0)],
+}
+
+
+@pytest.fixture
+def old(settings: Settings) -> Iterator[Database]:
+    """A database as the release before shelves left it, with rows."""
+    settings.database.parent.mkdir(parents=True)
+    database = Database(settings.database)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with database.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        for table, rows in OLD.items():
+            for row in rows:
+                marks = ", ".join("?" * len(row))
+                connection.exec_driver_sql(f"INSERT INTO {table} VALUES ({marks})", row)
+    yield database
+    database.close()
+
+
+def _all(database: Database, query: str) -> list[tuple[Any, ...]]:
+    with database.read() as connection:
+        return [tuple(row) for row in connection.execute(sa.text(query))]
+
+
+def test_an_older_database_loses_nothing(old: Database) -> None:
+    old.migrate()
+    for table, rows in OLD.items():
+        found = _all(old, f"SELECT * FROM {table} ORDER BY 1")
+        assert [row[: len(rows[0])] for row in found] == rows, table
+    old.check()
+
+
+def test_who_could_read_a_collection_still_can(old: Database) -> None:
+    old.migrate()
+    assert _all(old, "SELECT * FROM collection_readers ORDER BY 1") == [("c1", "everyone", ""), ("c2", "everyone", "")]
+    assert _all(old, "SELECT owner, subject, grade, threshold, moved FROM collections") == [("", "", "", None, None)] * 2
+
+
+def test_what_is_new_about_old_documents_is_counted_and_named(old: Database) -> None:
+    old.migrate()
+    assert _all(old, "SELECT id, version, passages FROM documents ORDER BY id") == [("d1", 1, 2), ("d2", 1, 1)]
+    made_by = _all(old, "SELECT id, embedder FROM passages ORDER BY id")
+    assert made_by == [(1, "minilm-53aa5117"), (2, ""), (5, "minilm-53aa5117")]
+    assert _all(old, "SELECT name, number FROM library_state") == [("content", 1)]
+
+
+def test_no_passage_of_an_older_database_gets_an_id_a_second_time(old: Database) -> None:
+    old.migrate()
+    with old.begin() as connection:
+        connection.execute(sa.text("DELETE FROM passages WHERE id = 5"))
+        values = ("d2", 0, "", "new", "")
+        connection.exec_driver_sql(
+            "INSERT INTO passages (document, ordinal, place, text, embedder) VALUES (?, ?, ?, ?, ?)", values
+        )
+    assert _all(old, "SELECT max(id) FROM passages") == [(6,)]
+
+
+def test_a_collection_takes_its_readers_its_watches_and_its_traces_along(old: Database) -> None:
+    old.migrate()
+    with old.begin() as connection:
+        gone = ("g1", "c1", "Old", "old.pdf", 1, 4.0, "", "removed", "")
+        columns = 'id, collection, title, file, version, at, "by", why, successor'
+        connection.exec_driver_sql(f"INSERT INTO gone_documents ({columns}) VALUES (?,?,?,?,?,?,?,?,?)", gone)
+        connection.exec_driver_sql(
+            'INSERT INTO watches (id, folder, collection, "by", created, seen) VALUES (?,?,?,?,?,?)',
+            ("w1", "/books", "c1", "", 4.0, json.dumps({})),
+        )
+        connection.execute(sa.text("DELETE FROM collections WHERE id = 'c1'"))
+    for table in ("gone_documents", "watches"):
+        assert _all(old, f"SELECT count(*) FROM {table}") == [(0,)]
+    assert _all(old, "SELECT collection FROM collection_readers") == [("c2",)]
