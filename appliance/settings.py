@@ -57,6 +57,16 @@ class Settings(BaseSettings):
     extract_seconds: int = Field(20, ge=5, description="Processor seconds a document's reader may use.")
     document_mb: int = Field(200, ge=1, description="Largest file that can be added.")
     document_characters: int = Field(20_000_000, ge=1000, description="Most text that is read from one document.")
+    document_pages: int = Field(5_000, ge=1, description="Most pages of a PDF; one of more is refused by its count.")
+    ocr_languages: str = Field(
+        "eng",
+        description="Languages of scanned pages as tesseract names them, such as eng+fra, read where tesseract is installed; "
+        "empty leaves scanned pages alone.",
+    )
+    watch_seconds: float = Field(30.0, ge=0.1, description="Time between two looks at the folders that are watched.")
+    reranker: Path | None = Field(
+        None, description="Folder with a cross-encoder that puts found passages in order; empty goes without, and is quicker."
+    )
     passages: int = Field(3, ge=1, le=20, description="Passages that an answer stands on.")
     train_memory_mb: int = Field(12_000, ge=1000, description="Memory a tuning run may use before it is stopped.")
     gate_seconds: int = Field(0, ge=0, description="Time that judging a new model may take, each set its share; 0 asks all.")
@@ -73,6 +83,13 @@ class Settings(BaseSettings):
     def _hours(cls, value: str) -> str:
         if value and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", value):
             raise ValueError("write it as 20:00-06:00")
+        return value
+
+    @field_validator("ocr_languages")
+    @classmethod
+    def _languages(cls, value: str) -> str:
+        if value and not re.fullmatch(r"\w+(\+\w+)*", value, re.ASCII):
+            raise ValueError("write it as eng or eng+fra")
         return value
 
     @classmethod
@@ -143,6 +160,11 @@ class Settings(BaseSettings):
     def jobs(self) -> Path:
         """The record of each job, as it tells it."""
         return self.home / "jobs"
+
+    @property
+    def fence(self) -> Path:
+        """The secret from which prompts' fences get their tokens."""
+        return self.home / "fence.secret"
 
     @property
     def checks(self) -> Path:

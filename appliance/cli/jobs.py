@@ -17,6 +17,7 @@ from appliance.jobs import Job, Jobs, held, work_one
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from appliance.db import Database
     from appliance.jobs import Handler
 
 LOOK = 0.5  # seconds between two looks at a job that another process does
@@ -83,13 +84,21 @@ def show_list(out: Output, queue: Jobs, found: list[Job]) -> None:
 @click.argument("id")
 @command
 async def show(out: Output, id: str) -> int:
-    """Show everything known of one job."""
-    with _queue(out) as queue:
-        show_one(out, queue, queue.get(id))
+    """Show everything known of one job; of one that adds documents, what became of each file."""
+    from appliance.cli import adding
+
+    with _database(out) as database:
+        queue = Jobs(database, out.settings)
+        job = queue.get(id)
+        files = adding.reports(database, job)
+        show_one(out, queue, job, {"files": [adding.record(report) for report in files]} if files is not None else {})
+        for report in files or []:
+            adding.say(out, report)
     return 0
 
 
-def show_one(out: Output, queue: Jobs, job: Job) -> None:
+def show_one(out: Output, queue: Jobs, job: Job, more: dict[str, Any] | None = None) -> None:
+    """Say what is known of a job; `more` goes into the JSON document beside it."""
     out.say(f"{job.id}  {job.kind}: {state(queue, job)}")
     out.say(f"asked for {_when(job.created)} by {job.owner or 'nobody named'}; attempts: {job.attempts}")
     if not job.ended and doing(job.progress):
@@ -98,7 +107,7 @@ def show_one(out: Output, queue: Jobs, job: Job) -> None:
         out.say(f"{job.error['message']} {job.error['hint']}")
     if job.result and "id" in job.result:
         out.say(f"{job.result['id']}: {'promoted' if job.result.get('promoted') else 'not promoted'}")
-    out.result(record(queue, job))
+    out.result(record(queue, job) | (more or {}))
 
 
 @jobs.command()
@@ -141,12 +150,18 @@ async def log(out: Output, id: str) -> int:
 @contextmanager
 def _queue(out: Output) -> Iterator[Jobs]:
     """The queue of this home while a command needs it."""
+    with _database(out) as database:
+        yield Jobs(database, out.settings)
+
+
+@contextmanager
+def _database(out: Output) -> Iterator[Database]:
     from appliance.db import Database
 
     database = Database(out.settings.database)
     database.migrate()
     try:
-        yield Jobs(database, out.settings)
+        yield database
     finally:
         database.close()
 

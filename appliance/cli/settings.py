@@ -6,6 +6,7 @@ import click
 
 from appliance.cli.models import alarm
 from appliance.cli.output import Output, command
+from appliance.knowledge.shelves import EVERYTHING
 from appliance.settings import Settings
 
 
@@ -31,12 +32,15 @@ async def status(out: Output) -> int:
 
     appliance = Appliance.open(out.settings)
     serving = await appliance.pool.serving()
-    documents = await appliance.library.documents()
+    documents = await appliance.library.documents(EVERYTHING)
+    waiting = await appliance.library.waiting()
     damaged = appliance.registry.damaged()
     await appliance.close()
     out.say(f"Answers come from: {serving.title}. {serving.detail}")
     out.say(f"Documents: {len(documents)}.")
+    if waiting:
+        out.say(f"{waiting} passages are found by their words only: run `appliance docs reindex`.")
     if damaged:
         out.say(alarm(damaged))
-    out.result({"serving": serving, "documents": len(documents), "damaged": damaged})
+    out.result({"serving": serving, "documents": len(documents), "waiting": waiting, "damaged": damaged})
     return 0 if serving.ok and not damaged else 1

@@ -14,7 +14,8 @@ from appliance.cli.output import Output, command
 
 if TYPE_CHECKING:
     from appliance.app import Appliance
-    from appliance.jobs import Handler, Job, Tell
+    from appliance.jobs import Handler, Job, Jobs, Tell
+    from appliance.knowledge.intake import FileReport
     from appliance.tuning.huggingface import OnProgress
     from appliance.tuning.pipeline import TuneResult
 
@@ -25,7 +26,7 @@ NICENESS = 10  # people who ask come first
 @click.option("--with-parent", is_flag=True, hidden=True, help="End when the process that started this one does.")
 @command
 async def worker(out: Output, with_parent: bool) -> int:
-    """The worker process: tuning and other long work, one heavy and one light job at a time."""
+    """The worker process: tuning and other long work, one heavy and one light job at a time; and folders that are watched."""
     from appliance.app import Appliance
     from appliance.jobs import Jobs, work
     from appliance.supervisor import end_with_parent
@@ -34,15 +35,42 @@ async def worker(out: Output, with_parent: bool) -> int:
     if with_parent:
         end_with_parent()
     os.nice(NICENESS)
-    working = asyncio.ensure_future(work(Jobs(appliance.database, out.settings), handlers(appliance)))
+    queue = Jobs(appliance.database, out.settings)
+    working = asyncio.ensure_future(work(queue, handlers(appliance)))
+    watching = asyncio.ensure_future(watch(appliance, queue))
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, working.cancel)
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await working
     finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
         await appliance.close()
     return 0
+
+
+async def watch(appliance: Appliance, queue: Jobs) -> None:
+    """Look at the folders that are watched, again and again, and have what is ready in them added."""
+    from appliance.errors import ApplianceError
+    from appliance.knowledge.watching import Watching, asked
+
+    watching = Watching(appliance.database, appliance.settings)
+
+    def look() -> None:
+        for one in watching.all():
+            ready = watching.look(one)
+            if ready:
+                kind, payload = asked(one, ready)
+                job = queue.enqueue(kind, payload, lane="light", owner=one.by or "a watched folder")
+                watching.taken(one, job.id, ready)
+
+    while True:
+        try:
+            await asyncio.to_thread(look)
+        except (ApplianceError, OSError) as error:  # a full disk, a database that is locked: there is a next look
+            queue.note("worker", f"looking at watched folders: {error}")
+        await asyncio.sleep(appliance.settings.watch_seconds)
 
 
 def handlers(appliance: Appliance) -> dict[str, Handler]:
@@ -89,7 +117,25 @@ def handlers(appliance: Appliance) -> dict[str, Handler]:
         )
         return record_of(result)
 
-    return {"retrain": retrain, "tune huggingface": tune}
+    async def ingest(job: Job, tell: Tell) -> dict[str, Any]:
+        from appliance.cli.adding import line
+        from appliance.errors import Busy, UnderWay
+        from appliance.jobs import Jobs
+        from appliance.knowledge import ingest as bulk
+
+        queue = Jobs(appliance.database, appliance.settings)
+        record = bulk.Record(appliance.database, job.id)
+
+        def on_file(report: FileReport) -> None:
+            queue.note(job.id, line(report))
+
+        async with appliance.running_engine(lambda text: queue.note(job.id, text), required=False):
+            try:
+                return await bulk.ingest(appliance.library, record, job.payload, tell=tell, on_file=on_file)
+            except UnderWay as error:
+                raise Busy(error.message, error.hint) from None
+
+    return {"retrain": retrain, "tune huggingface": tune, "ingest": ingest}
 
 
 def record_of(result: TuneResult) -> dict[str, Any]:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from appliance.errors import ApplianceError, BadInput, NotFound, TooLarge, from_os_error
-from appliance.settings import CLONE, Settings
+from appliance.errors import ApplianceError, BadInput, NotFound, TooLarge
+from appliance.knowledge import ocr
+from appliance.knowledge.child import child
+from appliance.knowledge.readers.sections import ranges
+from appliance.settings import Settings
 
 LONGEST_NAME = 200
 SECTIONS = 500_000  # an honest book has some thousands; each takes memory of the process that asks
@@ -62,10 +63,11 @@ def clean_name(name: str) -> str:
     return name if name.strip(". ") else "document"
 
 
-def extract(path: Path, name: str, settings: Settings) -> Extracted:
+def extract(path: Path, name: str, settings: Settings, stopped: threading.Event | None = None) -> Extracted:
     """Read the document at `path`; `name` is what the person called it and what messages say. Blocking.
 
-    Raises BadInput (damaged, locked, only pictures, unknown type) or TooLarge, each naming the file.
+    Scanned pages are read where the machine can (see `ocr`): seconds each, given up once `stopped` is set. Raises BadInput
+    (damaged, locked, only pictures, unknown type) or TooLarge, each naming the file.
     """
     name = clean_name(name)
     job = {
@@ -74,44 +76,46 @@ def extract(path: Path, name: str, settings: Settings) -> Extracted:
         "memory": settings.extract_memory_mb * 2**20,
         "seconds": settings.extract_seconds,
         "characters": settings.document_characters,
+        "pages": settings.document_pages,
     }
     if path.is_symlink():
         raise BadInput(f"{name} is a link, not a file.", "Add the file that it points to.")
     if not path.is_file():
         raise NotFound(f"There is no file {name}.", "Check the path.")
-    # Nothing of this process's environment goes along: no secrets, no switches. -P: its folder is not searched for modules.
-    environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONPATH": str(CLONE), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-P", "-X", "utf8", "-m", "appliance.knowledge.extract_child"]
-    try:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            cwd="/",
-            start_new_session=True,
+    # Processor seconds are limited inside the child; the wall clock stops one that waits.
+    with child("extract_child", seconds=settings.extract_seconds * 2 + 30, what=f"reading {name}") as process:
+        found, pictures = _listen(process, job, name)
+    return found if not pictures else _with_pictures(found, pictures, path, name, settings, stopped)
+
+
+def _with_pictures(
+    found: Extracted, pictures: list[int], path: Path, name: str, settings: Settings, stopped: threading.Event | None
+) -> Extracted:
+    """The document with what could be read on pages that are pictures, and with a word about each of these pages."""
+    left = settings.document_characters - sum(len(section.text) for section in found.sections)
+    seen = ocr.recognise(path, name, pictures, settings, left=left, stopped=stopped)
+    added = [Section(text, f"p. {number}", number, "") for number, text in seen.texts.items()]
+    sections = sorted(found.sections + added, key=lambda section: section.page or 0)
+    if not sections and seen.why:
+        raise BadInput(f"{name} contains only pictures of pages, no text.", f"{seen.remedy}, then add it again.")
+    if not sections:
+        raise BadInput(
+            f"{name} contains only pictures of pages, and no text was recognised in them.",
+            "Scan it again, straight and with more contrast, and add that.",
         )
-    except OSError as error:
-        raise from_os_error(error, f"reading {name}") from error
-    # Processor seconds are limited inside the child; this one stops a child that waits.
-    timer = threading.Timer(settings.extract_seconds * 2 + 30, child.kill)
-    timer.start()
-    try:
-        return _listen(child, job, name)
-    finally:
-        timer.cancel()
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+    empty = [number for number in pictures if number not in seen.texts]
+    notes = [f"{ranges(list(seen.texts))} text that was recognised in a picture: it may hold mistakes."] if seen.texts else []
+    notes += [f"{ranges(empty)} no text: {'they are pictures' if len(empty) > 1 else 'it is a picture'}."] if empty else []
+    if empty and seen.why and settings.ocr_languages:
+        notes.append(f"{seen.remedy}, remove this document and add it again to have them read.")
+    if len(pictures) > ocr.PAGES and not seen.why:
+        notes.append(f"Only the first {ocr.PAGES} of its pictures were looked at.")
+    return replace(found, sections=sections, note=" ".join([*notes, found.note]).strip())
 
 
-def _listen(child: subprocess.Popen[bytes], job: dict[str, Any], name: str) -> Extracted:
-    """Sections come one a line, then one line that ends it: {"done": ...} or {"error": ...}."""
-    stdin, stdout = child.stdin, child.stdout
+def _listen(process: subprocess.Popen[bytes], job: dict[str, Any], name: str) -> tuple[Extracted, list[int]]:
+    """Sections come one a line, then one line that ends it: {"done": ...} or {"error": ...}. And the pages without text."""
+    stdin, stdout = process.stdin, process.stdout
     assert stdin is not None and stdout is not None
     with contextlib.suppress(BrokenPipeError):
         stdin.write(json.dumps(job).encode() + b"\n")
@@ -124,11 +128,12 @@ def _listen(child: subprocess.Popen[bytes], job: dict[str, Any], name: str) -> E
             raise kind(str(message["message"]), str(message["hint"]))
         if "done" in message:
             done = message["done"]
-            return Extracted(str(done["kind"]), str(done["title"]), done["pages"], sections, str(done["note"]))
+            found = Extracted(str(done["kind"]), str(done["title"]), done["pages"], sections, str(done["note"]))
+            return found, [int(number) for number in done["pictures"]]
         if len(sections) == SECTIONS:
             raise TooLarge(f"{name} falls into more than {SECTIONS:,} sections.", "Split it into parts, and add those.")
         sections.append(Section(**message))
-    raise _died(child.wait(), name, job)
+    raise _died(process.wait(), name, job)
 
 
 def _messages(stream: IO[bytes], limit: int, name: str) -> Any:

@@ -430,6 +430,8 @@ def test_a_pdf_of_fifty_thousand_pages_is_refused_by_its_count(tmp_path: Path, s
     began = time.monotonic()
     assert "has 50,000 pages: more than the 5,000" in _fault(tmp_path / "a.pdf", settings, TooLarge)
     assert time.monotonic() - began < 10
+    fewer = settings.model_copy(update={"document_pages": 40})
+    assert "has 50,000 pages: more than the 40 " in _fault(tmp_path / "a.pdf", fewer, TooLarge)
 
 
 def test_locked_office_files_say_so(tmp_path: Path, settings: Settings) -> None:

@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from appliance.errors import ApplianceError
-from appliance.knowledge import readers
+from appliance.knowledge import ocr, readers
 from appliance.knowledge.extract import extract
 from appliance.settings import Settings
 from tests.knowledge.helpers import MAGNETS, PLANTS, RIVERS, docx, epub, odt, pdf, pptx, shape, xlsx
@@ -129,6 +129,18 @@ def test_a_few_spoiled_documents_of_every_kind(tmp_path: Path, settings: Setting
 @pytest.mark.parametrize("name", SEEDS)
 def test_many_spoiled_documents_of_every_kind(tmp_path: Path, settings: Settings, name: str) -> None:
     assert not _try(tmp_path, settings, name, range(1000, 1200))
+
+
+@pytest.mark.parametrize("cases", [range(3), pytest.param(range(1000, 1200), marks=pytest.mark.long)], ids=["few", "many"])
+def test_pages_of_spoiled_documents_are_drawn_whole_or_not_at_all(tmp_path: Path, settings: Settings, cases: range) -> None:
+    seed = pdf(tmp_path / "seed.pdf", ["", PLANTS], title="Science")
+    drawn = 0
+    for case in cases:
+        (tmp_path / "a.pdf").write_bytes(_spoil(seed.read_bytes(), random.Random(case)))
+        picture = ocr._drawn(tmp_path / "a.pdf", 1, settings)
+        assert not picture or picture.startswith(b"P5 ")
+        drawn += bool(picture)
+    assert drawn, "some were"
 
 
 SCRAPS = st.text(alphabet='ab1.,;|\t\n\r"{}[]:<>&/#*\\ \0é\ud800\u2028', max_size=200)

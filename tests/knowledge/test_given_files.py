@@ -13,7 +13,7 @@ from appliance.settings import Settings
 
 
 def _read(path: Path, settings: Settings) -> Extracted:
-    return extract(path, path.name, settings)
+    return extract(path, path.name, settings.model_copy(update={"ocr_languages": ""}))  # alike on every machine
 
 
 def _text(path: Path, settings: Settings) -> str:

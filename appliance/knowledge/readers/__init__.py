@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from appliance.errors import BadInput
 from appliance.knowledge.readers.archive import Archive
-from appliance.knowledge.readers.sections import USABLE, Read
+from appliance.knowledge.readers.pdf import PAGES
+from appliance.knowledge.readers.sections import USABLE, Read, plain
 from appliance.knowledge.readers.text import HEAD, utf16_without_mark
 
 __all__ = ["KINDS", "Read", "kind_of", "read"]
@@ -47,18 +49,19 @@ OTHER_OPEN = ("spreadsheet", "presentation", "graphics", "formula", "chart")
 STARTS = (("word/", "docx"), ("ppt/", "pptx"), ("xl/", "xlsx"), ("META-INF/container.xml", "epub"), ("content.xml", "odt"))
 
 
-def read(path: Path, name: str, characters: int) -> Read:
-    """Read any supported document of at most `characters` characters. Raises BadInput or TooLarge naming the file."""
+def read(path: Path, name: str, characters: int, pages: int = PAGES) -> Read:
+    """Read any supported document of at most `characters` characters and, of a PDF, so many `pages`.
+
+    Raises BadInput or TooLarge naming the file.
+    """
     kind = kind_of(path, name)
     try:
-        found = _reader(kind)(path, name, characters)
+        found = _reader(kind, pages)(path, name, characters)
     except RecursionError:
         raise BadInput(f"{name} cannot be read: its parts lie too deep inside one another.", USABLE) from None
-    found.title = _plain(" ".join(found.title.split()))[:300]
-    found.sections = [
-        (_plain(text), _plain(place)[:300], page, _plain(heading)) for text, place, page, heading in found.sections
-    ]
-    found.notes = [_plain(note) for note in found.notes]
+    found.title = plain(" ".join(found.title.split()))[:300]
+    found.sections = [(plain(text), plain(place)[:300], page, plain(heading)) for text, place, page, heading in found.sections]
+    found.notes = [plain(note) for note in found.notes]
     expected = EXTENSIONS.get(Path(name).suffix.lower())
     if expected is not None and expected != kind and not {expected, kind} <= PLAIN:
         found.notes.insert(
@@ -67,17 +70,12 @@ def read(path: Path, name: str, characters: int) -> Read:
     return found
 
 
-def _plain(text: str) -> str:
-    """Without control characters and halves of characters: neither a page nor a database can hold them."""
-    return re.sub(r"[\0-\x09\x0b-\x1f\x7f\ud800-\udfff\ufeff]", " ", text)
-
-
-def _reader(kind: str) -> Callable[[Path, str, int], Read]:
+def _reader(kind: str, pages: int) -> Callable[[Path, str, int], Read]:
     """Only what this document needs is loaded: the child lives for one document."""
     from appliance.knowledge.readers import books, office, pdf, tables, text
 
-    return {
-        "pdf": pdf.read,
+    every: dict[str, Callable[[Path, str, int], Read]] = {
+        "pdf": partial(pdf.read, pages=pages),
         "docx": office.read_docx,
         "pptx": office.read_pptx,
         "xlsx": tables.read_xlsx,
@@ -88,7 +86,8 @@ def _reader(kind: str) -> Callable[[Path, str, int], Read]:
         "csv": tables.read_csv,
         "json": tables.read_json,
         "text": text.read_text,
-    }[kind]
+    }
+    return every[kind]
 
 
 def kind_of(path: Path, name: str) -> str:

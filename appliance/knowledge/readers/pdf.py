@@ -1,7 +1,8 @@
 """PDF: the text of every page, with its number.
 
-Hides pdfium, running heads, hyphens at line ends and pages that are pictures. A document of more pages than PAGES is refused
-by its count alone. Scripts, forms, attachments and links in the file are never looked at.
+Hides pdfium, running heads and hyphens at line ends. A document of more pages than it may have is refused by its count alone;
+pages that are pictures are named, and can be drawn for whoever can read them. Scripts, forms, attachments and links in the
+file are never looked at.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from appliance.knowledge.readers.sections import AGAIN, Budget, Read, Section, h
 
 PAGES = 5_000
 HEAD = 4096
+DOTS = 200  # an inch, of a page that is drawn: what text recognition was made for
+MOST_DOTS = 24_000_000  # of one page: an A3 at 200 an inch has 8 million
 
 
-def read(path: Path, name: str, characters: int) -> Read:
+def read(path: Path, name: str, characters: int, pages: int = PAGES) -> Read:
+    """Text page by page. Where no page has any, there are no sections and `pictures` names them all."""
     import pypdfium2
     import pypdfium2.raw as raw
 
@@ -30,9 +34,9 @@ def read(path: Path, name: str, characters: int) -> Read:
                 f"{name} is locked with a password.", "Save an unlocked copy (print it to PDF), and add that."
             ) from None
         raise BadInput(f"{name} is damaged or not complete: it is no readable PDF.", AGAIN) from None
-    if len(pdf) > PAGES:
+    if len(pdf) > pages:
         raise TooLarge(
-            f"{name} has {len(pdf):,} pages: more than the {PAGES:,} that are read of one document.",
+            f"{name} has {len(pdf):,} pages: more than the {pages:,} that are read of one document.",
             "Split it into parts, and add those.",
         )
     lines: list[list[str]] = []
@@ -52,22 +56,31 @@ def read(path: Path, name: str, characters: int) -> Read:
         lines.append(re.sub(r"[\ufffe\x02]\s*", "", budget.spend(text)).splitlines())
     if not lines:
         raise BadInput(f"{name} has no pages.", AGAIN)
-    pages = _without_running_heads(lines)
-    empty = [number for number, page_lines in enumerate(pages, 1) if not has_text(page_lines) and number not in broken]
+    lines = _without_running_heads(lines)
+    pictures = [number for number, page_lines in enumerate(lines, 1) if not has_text(page_lines) and number not in broken]
     sections: list[Section] = [
         (paragraphs(page_lines), f"p. {number}", number, "")
-        for number, page_lines in enumerate(pages, 1)
+        for number, page_lines in enumerate(lines, 1)
         if has_text(page_lines)
     ]
-    if not sections and broken:
+    if not sections and not pictures:
         raise BadInput(f"{name} is damaged: none of its pages can be read.", AGAIN)
-    if not sections:
-        raise BadInput(
-            f"{name} contains only pictures of pages, no text.", "Run it through text recognition (OCR) first, then add it."
-        )
-    notes = [] if not empty else [f"{ranges(empty)} no text: {'they are pictures' if len(empty) > 1 else 'it is a picture'}."]
-    notes += [] if not broken else [f"{ranges(broken)} damage and could not be read."]
-    return Read("pdf", own_title(str(pdf.get_metadata_dict().get("Title") or "")), len(pages), sections, notes)
+    notes = [] if not broken else [f"{ranges(broken)} damage and could not be read."]
+    title = own_title(str(pdf.get_metadata_dict().get("Title") or ""))
+    return Read("pdf", title, len(lines), sections, notes, pictures)
+
+
+def draw(path: Path, number: int) -> bytes:
+    """Page `number` (from 1) as a grey picture (PGM), at 200 dots an inch or what MOST_DOTS leave of them."""
+    import pypdfium2
+
+    page = pypdfium2.PdfDocument(path)[number - 1]
+    inches = page.get_width() / 72 * page.get_height() / 72
+    dots = min(DOTS, (MOST_DOTS / max(inches, 1e-6)) ** 0.5)
+    bitmap = page.render(scale=dots / 72, grayscale=True, may_draw_forms=False)
+    rows = memoryview(bitmap.buffer)
+    lines = (rows[row * bitmap.stride : row * bitmap.stride + bitmap.width] for row in range(bitmap.height))
+    return b"P5 %d %d 255\n" % (bitmap.width, bitmap.height) + b"".join(lines)
 
 
 def _refuse_cut_off(path: Path, name: str) -> None:

@@ -20,13 +20,17 @@ Block = tuple[int, str]  # heading level (0: text) and text
 
 @dataclass(slots=True)
 class Read:
-    """One document: `sections` are (text, place, page, heading); paragraphs of a text stand on lines of their own."""
+    """One document: `sections` are (text, place, page, heading); paragraphs of a text stand on lines of their own.
+
+    `pictures`: the numbers of pages that have no text but what they show.
+    """
 
     kind: str
     title: str
     pages: int | None
     sections: list[Section]
     notes: list[str] = field(default_factory=list)
+    pictures: list[int] = field(default_factory=list)
 
 
 class Budget:
@@ -50,6 +54,11 @@ def too_long(name: str, characters: int) -> TooLarge:
 
 def without_text(name: str) -> BadInput:
     return BadInput(f"{name} contains no text.", "Check that the right file was added.")
+
+
+def plain(text: str) -> str:
+    """Without control characters and halves of characters: neither a page nor a database can hold them."""
+    return re.sub(r"[\0-\x09\x0b-\x1f\x7f\ud800-\udfff\ufeff]", " ", text)
 
 
 def has_text(lines: Iterable[str]) -> bool:
