@@ -97,6 +97,7 @@ async def engine(out: Output, with_parent: bool) -> int:
 
     from appliance.app import Appliance, serving_choice
     from appliance.engine.embedder import Embedder
+    from appliance.engine.reranker import Reranker
     from appliance.engine.service import create_engine
     from appliance.supervisor import end_with_parent
 
@@ -119,6 +120,7 @@ async def engine(out: Output, with_parent: bool) -> int:
         application = create_engine(
             appliance.resolve, make, Embedder(settings.threads), tuning=tuning,
             known=lambda: [model.id for model in appliance.registry.list()],
+            reranker=None if settings.reranker is None else Reranker(settings.reranker),
         )  # fmt: skip
         with _private_listener(socket) as listener:
             config = uvicorn.Config(

@@ -95,6 +95,12 @@ class Embedding(_Strict):
     model: Name = "default"
 
 
+class Reranking(_Strict):
+    query: Text
+    documents: Annotated[list[Text], Field(max_length=100)]
+    model: Name = "default"
+
+
 class Load(_Strict):
     model: Name
 

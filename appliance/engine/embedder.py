@@ -25,6 +25,7 @@ from appliance.errors import ModelUnavailable
 DIMENSIONS = 384
 # Of the original model's model.safetensors: the package's own word is not taken.
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+NAME = f"minilm-{SHA256[:8]}"  # vectors of one name can be compared, however exactly they were computed
 # A question is short and decides on its own what is found: a text of so few tokens is always computed in full precision, so
 # that it gets the same vector in a crowd as alone. A passage is one of ten thousands.
 SHORT = 64
@@ -47,7 +48,7 @@ class Embedder:
     @property
     def id(self) -> str:
         """What made the vectors: the model, and how exactly it computed. Those of one model can be compared all the same."""
-        return f"minilm-{SHA256[:8]}/{self._precision}"
+        return f"{NAME}/{self._precision}"
 
     @property
     def loaded(self) -> bool:

@@ -100,6 +100,13 @@ class OpenAICompatible:
         data = (await self.call("/v1/embeddings", {"input": list(texts), "model": "default"}, own=False))["data"]
         return np.asarray([row["embedding"] for row in data], dtype=np.float32)
 
+    async def rerank(self, question: str, texts: Sequence[str]) -> list[float]:
+        """How well each text answers, in their order; more is better. Raises ModelUnavailable where none can say."""
+        body = {"query": question, "documents": list(texts), "model": "default"}
+        data = (await self.call("/v1/rerank", body))["results"]
+        scores = {int(row["index"]): float(row["relevance_score"]) for row in data}
+        return [scores[index] for index in range(len(texts))]
+
     async def load(self, model: str) -> str:
         """Load a registered model beside the others and let it answer once; returns its id. Raises what went wrong."""
         return str((await self.call("/v1/load", {"model": model}))["model"])

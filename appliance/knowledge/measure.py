@@ -1,7 +1,8 @@
 """How good is the search? Hits and refusals on a file of questions whose answers are known.
 
-A line with `book_file` and `page` is a hit where a passage of that file and page comes back, or one that stands for it; a line
-without, or with `answer_in_books` false, must be refused. Knows the search only as a function.
+A line with `book_file` and `page` is a hit where a passage of that file and page comes back, or one that stands for it; so is
+each further place in its `also_in`. A line without a file, or with `answer_in_books` false, must be refused. Knows the search
+only as a function.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ async def check(
     `intervals`: where each rate may lie, given so few questions. `lexical_only`: the embedder was away.
     Raises BadInput naming the line at fault.
     """
-    rows = await asyncio.to_thread(_rows, path)
+    rows = await asyncio.to_thread(questions_of, path)
     answers = await search([row["question"] for row in rows])
     questions: list[dict[str, Any]] = []
     outcomes: dict[str, list[bool]] = {name: [] for name in RATES}
     parts: dict[str, dict[str, list[bool]]] = {}
     for row, answer in zip(rows, answers, strict=True):
-        answerable = "book_file" in row and row.get("answer_in_books") is not False
-        place = _rank(row, answer) if answerable else None
+        answerable = is_answerable(row)
+        place = rank(row, answer.passages) if answerable else None
         questions.append({"question": row["question"], "rank": place, "covered": answer.covered})
         shelf = (shelves or {}).get(row["book_file"]) if answerable else None
         for counts in [outcomes] if shelf is None else [outcomes, parts.setdefault(shelf, {name: [] for name in RATES})]:
@@ -90,10 +91,17 @@ def _of_one(counts: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
     return {**{name: _rate(counts[name]) for name in known}, "asked": len(counts["hit_at_1"])}
 
 
-def _rank(row: dict[str, Any], answer: _Answer) -> int | None:
-    for place, passage in enumerate(answer.passages, 1):
+def is_answerable(row: Mapping[str, Any]) -> bool:
+    return "book_file" in row and row.get("answer_in_books") is not False
+
+
+def rank(row: Mapping[str, Any], passages: Sequence[_Hit]) -> int | None:
+    """At which place the right passage came, from 1; None where it did not come."""
+    others = row.get("also_in")
+    right = [row, *(other for other in (others if isinstance(others, list) else []) if isinstance(other, dict))]
+    for place, passage in enumerate(passages, 1):
         for one in (passage, *passage.also):
-            if one.file == row["book_file"] and (row.get("page") is None or one.page == row["page"]):
+            if any(one.file == at.get("book_file") and at.get("page") in (None, one.page) for at in right):
                 return place
     return None
 
@@ -102,7 +110,8 @@ def _rate(outcomes: Sequence[bool]) -> float | None:
     return round(sum(outcomes) / len(outcomes), 4) if outcomes else None
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def questions_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of questions. Blocking; raises BadInput naming the line at fault."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except UnicodeDecodeError:

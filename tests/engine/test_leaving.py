@@ -45,8 +45,9 @@ STAYS = "A fraction is a part of a whole: the number below says into how many pa
 @pytest.fixture
 def slow_machine(starter_gguf: Path) -> Iterator[None]:
     """Twenty milliseconds for each step of the model and one for each token in it; and no answer ends by itself."""
-    import llama_cpp
+    from appliance.engine.llama import _library
 
+    llama_cpp = _library()  # set up first: it looks at the functions that are replaced here
     real = llama_cpp.llama_decode
 
     def decode(context: Any, batch: Any) -> Any:
@@ -56,7 +57,7 @@ def slow_machine(starter_gguf: Path) -> Iterator[None]:
     assert starter_gguf.exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llama_cpp, "llama_decode", decode)
-        patch.setattr(llama_cpp, "llama_vocab_is_eog", lambda *_: False)
+        patch.setattr(llama_cpp.appliance_short, "llama_vocab_is_eog", lambda *_: False)
         yield
 
 

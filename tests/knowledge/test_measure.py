@@ -15,7 +15,7 @@ from appliance.db import Database
 from appliance.knowledge import history
 from appliance.knowledge.history import History
 from appliance.knowledge.index import locked
-from appliance.knowledge.library import Library
+from appliance.knowledge.library import EVERYTHING, Library
 from appliance.knowledge.measure import interval
 from appliance.settings import Settings
 from tests.knowledge.helpers import MAGNETS, PLANTS, RIVERS, embed, pdf
@@ -62,7 +62,7 @@ async def test_each_collection_has_its_own_figures(library: Library, tmp_path: P
     await _two_collections(library, tmp_path)
     wrong_page = {**PLANT_ROW, "page": 9}
     lost = {"question": "What is a mitre joint?", "book_file": "woodwork.pdf"}
-    report = await library.check(asked(tmp_path / "q.jsonl", PLANT_ROW, wrong_page, RIVER_ROW, NOWHERE, lost))
+    report = await library.check(asked(tmp_path / "q.jsonl", PLANT_ROW, wrong_page, RIVER_ROW, NOWHERE, lost), EVERYTHING)
     biology, geography = report["collections"]["biology"], report["collections"]["geography"]
     assert (biology["hit_at_1"], biology["hit_at_5"], biology["asked"]) == (0.5, 0.5, 2)
     assert (geography["hit_at_1"], geography["refused_answerable"], geography["asked"]) == (1.0, 0.0, 1)
@@ -74,16 +74,26 @@ async def test_a_page_that_another_copy_stands_for_is_a_hit(library: Library, tm
     pdf(tmp_path / "plants.pdf", [PLANTS])
     (tmp_path / "plants.txt").write_text(PLANTS)
     await library.add([tmp_path / "plants.pdf", tmp_path / "plants.txt"])
-    report = await library.check(asked(tmp_path / "q.jsonl", {**PLANT_ROW, "book_file": "plants.txt", "page": None}))
+    report = await library.check(
+        asked(tmp_path / "q.jsonl", {**PLANT_ROW, "book_file": "plants.txt", "page": None}), EVERYTHING
+    )
     assert report["hit_at_1"] == 1.0
+
+
+async def test_a_further_place_that_answers_is_a_hit_too(library: Library, tmp_path: Path) -> None:
+    await _two_collections(library, tmp_path)
+    elsewhere = {**PLANT_ROW, "book_file": "lost.pdf", "also_in": [{"book_file": "plants.pdf", "page": 1}]}
+    wrong = {**PLANT_ROW, "book_file": "lost.pdf", "also_in": [{"book_file": "plants.pdf", "page": 2}, "plants.pdf"]}
+    report = await library.check(asked(tmp_path / "q.jsonl", elsewhere, wrong), EVERYTHING)
+    assert [one["rank"] for one in report["questions"]] == [1, None]
 
 
 # --- history ---------------------------------------------------------------------------------------------------------
 async def test_checks_are_kept_and_hold_no_question(library: Library, settings: Settings, tmp_path: Path) -> None:
     await _two_collections(library, tmp_path)
     path = asked(tmp_path / "q.jsonl", PLANT_ROW, RIVER_ROW, NOWHERE)
-    first = await library.check(path)
-    await library.check(path, "geography")
+    first = await library.check(path, EVERYTHING)
+    await library.check(path, EVERYTHING, "geography")
     assert first["kept"] == ""
     whole, part = await library.checks()
     assert (whole["hit_at_1"], whole["asked"], whole["passages"], whole["collection"]) == (1.0, 3, 3, None)
@@ -100,17 +110,17 @@ async def test_a_damaged_line_hides_no_other_and_is_no_reason_to_fail(
 ) -> None:
     await _two_collections(library, tmp_path)
     path = asked(tmp_path / "q.jsonl", PLANT_ROW)
-    await library.check(path)
+    await library.check(path, EVERYTHING)
     with settings.checks.open("ab") as file:
         file.write(b'{"at": 1}\n[]\n\xff\xfe{\n' + b"[" * 100_000 + b"\n")
-    await library.check(path)
+    await library.check(path, EVERYTHING)
     assert [one["hit_at_1"] for one in await library.checks()] == [1.0, 1.0]
 
 
 async def test_figures_that_cannot_be_kept_are_told_all_the_same(library: Library, settings: Settings, tmp_path: Path) -> None:
     await _two_collections(library, tmp_path)
     with locked(settings.run / "checks.lock"):
-        report = await library.check(asked(tmp_path / "q.jsonl", PLANT_ROW))
+        report = await library.check(asked(tmp_path / "q.jsonl", PLANT_ROW), EVERYTHING)
     assert report["hit_at_1"] == 1.0 and "Another process" in report["kept"]
     assert await library.checks() == []
 
@@ -144,3 +154,19 @@ def test_the_command_shows_the_history(settings: Settings, database: Database) -
     assert [one["hit_at_1"] for one in shown["checks"]] == [0.8]
     both = subprocess.run([APPLIANCE, *home, "docs", "check"], capture_output=True, text=True, check=False)
     assert both.returncode == 2 and "--history" in both.stderr
+
+
+def test_the_command_draws_the_history_and_says_what_calibrating_takes(settings: Settings, database: Database) -> None:
+    del database  # it has been migrated
+    held = History(settings.checks, settings.run / "checks.lock")
+    for rate in (0.5, 1.0):
+        rates = {"hit_at_1": rate, "hit_at_5": 1.0, "refused_unanswerable": None, "refused_answerable": 0.0}
+        report: dict[str, Any] = {**rates, "questions": [1], "collections": {}, "lexical_only": False}
+        held.add(report, collection="maths", questions="abc", passages=7)
+    home = ["--home", str(settings.home)]
+    done = subprocess.run([APPLIANCE, *home, "docs", "check", "--history"], capture_output=True, text=True, check=True)
+    assert "\nmaths\n" in done.stdout and "▅█  1.00" in done.stdout
+    settings.home.joinpath("q.jsonl").write_text(json.dumps(PLANT_ROW))
+    wrong = [APPLIANCE, *home, "docs", "check", str(settings.home / "q.jsonl"), "--calibrate"]
+    done = subprocess.run(wrong, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "--collection" in done.stderr
