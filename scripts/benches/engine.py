@@ -1,9 +1,9 @@
 """The engine beside llama-server and llama-cpp-python's own server: a class at once, a shared lesson, a second turn.
 
 Every server gets the same GGUF (`engine_servers.py`), the same threads and the same prompts, and is asked through its HTTP
-interface by the same client, one server at a time. Every answer is made to run to its full length, and drawn at a temperature
-at which random weights do not repeat themselves, so that guessing ahead gains nothing. Prints a table of ratios and writes
-engine.md beside it.
+interface by the same client, in turn: while one is asked, the other rests. Every answer is made to run to its full length, and
+drawn at a temperature at which random weights do not repeat themselves, so that guessing ahead gains nothing. Prints a table of
+ratios and writes engine.md beside it.
 """
 
 from __future__ import annotations
@@ -109,15 +109,6 @@ async def ask(server: Server, messages: list[dict[str, str]], new: int = NEW, **
     return Answer(first, time.perf_counter() - begun, counted or len(pieces), "".join(pieces))
 
 
-async def load(server: Server, *rounds: list[list[dict[str, str]]], **more: Any) -> Load:
-    """Everybody of a round asks at once; the next round begins when all of them have their answers."""
-    begun, answers = time.perf_counter(), list[Answer]()
-    for prompts in rounds:
-        answers += await asyncio.gather(*(ask(server, prompt, **more) for prompt in prompts))
-    took = time.perf_counter() - begun
-    return Load(sum(answer.tokens for answer in answers) / took, statistics.median(answer.first for answer in answers))
-
-
 async def steady(server: Server, models: Sequence[str], seed: int) -> list[float]:
     """Tokens a second of each of so many chats that all go on talking, counted while all of them are.
 
@@ -149,33 +140,45 @@ async def steady(server: Server, models: Sequence[str], seed: int) -> list[float
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def loads(server: Server, quick: bool) -> dict[str, Load]:
-    """Every load that a llama-server is given as well; each with words of its own, so that no cache helps by accident."""
-    await ask(server, chats(1, 999)[0], new=8)  # everything is loaded and warm
-    found: dict[str, Load] = {}
+async def in_turn(servers: Sequence[Server], count: int, rounds: int, seed: int, **kind: int) -> list[Load]:
+    """The same load for each server, asked in turn, since a machine is not equally fast all day; what each gave altogether."""
+    given: list[list[Answer]] = [[] for _ in servers]
+    took = [0.0] * len(servers)
+    for number in range(rounds):
+        for place, server in enumerate(servers):
+            prompts = chats(count, 1000 * number + seed, **kind)
+            begun = time.perf_counter()
+            given[place] += await asyncio.gather(*(ask(server, prompt) for prompt in prompts))
+            took[place] += time.perf_counter() - begun
+    return [
+        Load(sum(answer.tokens for answer in answers) / seconds, statistics.median(answer.first for answer in answers))
+        for answers, seconds in zip(given, took, strict=True)
+    ]
+
+
+async def loads(servers: Sequence[Server], quick: bool) -> dict[str, list[Load]]:
+    """Every load, for ours and llama-server; each with words of its own, so that no cache helps by accident."""
+    for server in servers:
+        await ask(server, chats(1, 999)[0], new=8)  # everything is loaded and warm
+    found: dict[str, list[Load]] = {}
     for count in (1, 8, 16) if quick else (1, 8, 16, 32):
-        # One answer takes less than a second, too short a time to compare.
-        rounds = [chats(count, 1000 * number + count) for number in range(max(1, 16 // count))]
-        found[f"{count} different"] = await load(server, *rounds)
+        found[f"{count} different"] = await in_turn(servers, count, max(2, 16 // count), count)
     for count in (16,) if quick else (16, 32):
-        found[f"{count} shared"] = await load(server, chats(count, 100 + count, shared=500, own=80))
+        found[f"{count} shared"] = await in_turn(servers, count, 2, 100 + count, shared=500, own=80)
+    found["second turn"] = [await second_turn(server) for server in servers]
+    return found
+
+
+async def second_turn(server: Server) -> Load:
+    """Seconds to the first token of a long talk's second turn (`speed`), and of its first (`first`)."""
     talk = chats(1, 500, own=1900)[0]
     cold = await ask(server, talk, new=32)
     talk += [{"role": "assistant", "content": cold.text}, {"role": "user", "content": "And what comes next?"}]
     warm = await ask(server, talk, new=32)
-    found["second turn"] = Load(warm.first, cold.first)
-    return found
+    return Load(warm.first, cold.first)
 
 
 # --- what only ours has ------------------------------------------------------------------------------------------------------
-
-
-async def measure(home: Path, threads: int, quick: bool) -> tuple[dict[str, Load], dict[str, float]]:
-    """What the loads gave, and the seconds that the loop spent on them: in the model, and altogether."""
-    with ours(home, threads, 32) as server:
-        found = await loads(server, quick)
-        facts = (await server.client.get("/health")).json()["models"]["bench"]
-    return found, facts["seconds"]
 
 
 async def equal_texts(home: Path, threads: int) -> Row:
@@ -302,10 +305,9 @@ async def soak(home: Path, threads: int, seconds: float) -> Row:
 # --- the table ---------------------------------------------------------------------------------------------------------------
 
 
-def rows(mine: dict[str, Load], theirs: dict[str, Load], python: Load | None, seconds: dict[str, float]) -> list[Row]:
+def rows(found: dict[str, list[Load]], python: list[Load], seconds: dict[str, float]) -> list[Row]:
     table: list[Row] = []
-    for name, own in mine.items():
-        peer = theirs[name]
+    for name, (own, peer) in found.items():
         if name == "second turn":
             label = "second turn of a talk of 2,000 tokens: first token"
             share = f"{peer.speed / peer.first:.3f} of cold"
@@ -318,9 +320,9 @@ def rows(mine: dict[str, Load], theirs: dict[str, Load], python: Load | None, se
         faster, sooner = f"{own.speed / peer.speed:.2f}", f"{own.first / peer.first:.2f}"
         table.append((f"{label}: tokens/s", f"{own.speed:.1f}", f"{peer.speed:.1f}", faster, f"at least {least}"))
         table.append((f"{label}: median first token", f"{own.first:.2f} s", f"{peer.first:.2f} s", sooner, f"at most {most}"))
-    if python is not None:
-        own, label = mine["16 different"], "16 chats, llama_cpp.server as the peer: tokens/s"
-        table.append((label, f"{own.speed:.1f}", f"{python.speed:.1f}", f"{own.speed / python.speed:.2f}", "at least 4"))
+    own, peer = python
+    label = "16 chats, llama_cpp.server as the peer: tokens/s"
+    table.append((label, f"{own.speed:.1f}", f"{peer.speed:.1f}", f"{own.speed / peer.speed:.2f}", "at least 4"))
     share = f"{100 * (1 - seconds['model'] / seconds['all']):.2f} %"
     table.append(("Python's share of the loop", share, "-", "-", "under 2 %"))
     return table
@@ -349,13 +351,14 @@ def write(table: list[Row], threads: int, out: Path, *, keep: bool) -> str:
 
 
 async def against_peers(model: Path, home: Path, threads: int, quick: bool) -> list[Row]:
-    with llama_server(model, threads, 32) as server:
-        theirs = await loads(server, quick)
-    mine, seconds = await measure(home, threads, quick)
-    with python_server(model, threads) as server:
-        await ask(server, chats(1, 999)[0], new=8)
-        python = await load(server, chats(16, 16))
-    return rows(mine, theirs, python, seconds)
+    with ours(home, threads, 32) as own:
+        with llama_server(model, threads, 32) as peer:
+            found = await loads((own, peer), quick)
+        facts = (await own.client.get("/health")).json()["models"]["bench"]
+        with python_server(model, threads) as peer:
+            await ask(peer, chats(1, 999)[0], new=8)
+            python = await in_turn((own, peer), 16, 1, 50_016)
+    return rows(found, python, facts["seconds"])
 
 
 async def main() -> None:
@@ -376,22 +379,24 @@ async def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         model, home = make_model(work), work / "home"
         starter = register(home, model)
-        table: list[Row] = []
+        table, told = list[Row](), ""
         for part in ("peers", "adapters", "tuning", "restart", "equal", "soak"):
             if given.only not in (None, part) or (part == "soak" and not given.soak):
                 continue
             print(f"measuring: {part}", file=sys.stderr)
             if part == "peers":
-                table += await against_peers(model, home, given.threads, given.quick)
+                found = await against_peers(model, home, given.threads, given.quick)
             elif part == "adapters":
-                table += await adapters(home, given.threads)
+                found = await adapters(home, given.threads)
             elif part == "soak":
-                table.append(await soak(home, given.threads, 60 * given.soak))
+                found = [await soak(home, given.threads, 60 * given.soak)]
             elif part == "tuning":
-                table.append(await beside_tuning(home, given.threads, starter))
+                found = [await beside_tuning(home, given.threads, starter)]
             else:
-                table.append(await {"restart": restart, "equal": equal_texts}[part](home, given.threads))
-    told = write(table, given.threads, Path(__file__).with_suffix(".md"), keep=given.only is not None)
+                found = [await {"restart": restart, "equal": equal_texts}[part](home, given.threads)]
+            # Part by part: what was measured is not lost where a later part fails.
+            told = write(found, given.threads, Path(__file__).with_suffix(".md"), keep=bool(table) or given.only is not None)
+            table += found
     print(json.dumps({"rows": table}) if given.json else told)
 
 
