@@ -19,10 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from appliance import prompts
 from appliance.citations import Citations
+from appliance.classes import Classes
 from appliance.conversations import Conversations, Turn
+from appliance.coverage import Sources, shorten
 from appliance.engine.handler import Message, Request
-from appliance.engine.quotes import NOT_COVERED
 from appliance.errors import ApplianceError, BadInput, Busy, Conflict, ModelUnavailable, TooLarge
+from appliance.fence import Fence, secret_of
+from appliance.knowledge import suspicion
+from appliance.knowledge.follow_ups import to_search
+from appliance.knowledge.shelves import Filter
 from appliance.running import Event, Kept, Run, failure, summary
 
 if TYPE_CHECKING:
@@ -37,14 +42,9 @@ log = logging.getLogger(__name__)
 LONGEST_QUESTION = 20_000
 ANSWERS_AT_ONCE = 4
 SAVE_EVERY = 1.0
-TITLE = 60
 # A starter that answers greedily falls into loops; a few words of it are enough to see that it runs.
 STARTER_TOKENS = 80
 STARTER_PENALTY = 1.2
-UNCOVERED = "The school's documents do not cover this question. What follows does not come from them.\n\n"
-NOT_ASKED = "No documents were asked."
-NEAREST = "Nearest in the library"
-NEAREST_NAMED = 3
 STARTER_HEADING = "The starter model's own words (for trying the box; do not rely on them)"
 
 
@@ -72,6 +72,8 @@ class Chat:
         self._starter_of = starter_of
         self._accounts = accounts
         self._settings = settings
+        self._classes = Classes(database)
+        self._fence: Fence | None = None
         self._runs: dict[str, Run] = {}
 
     # --- one answer, not stored --------------------------------------------------------------------------------------
@@ -93,6 +95,9 @@ class Chat:
     ) -> AsyncGenerator[Event, None]:
         """Answer the last message. `collections` None searches all documents, an empty one none.
 
+        What only asks on ("and why?") is searched with the question before it.
+
+        Where the documents do not cover it, the answer says so and names the nearest; for a strict class that is all of it.
         System messages need the right to instruct, and stand after ours. Closing the generator frees the model at once.
         Raises NotSignedIn, Forbidden, BadInput, NotFound, TooLarge, Busy, ModelUnavailable.
         """
@@ -101,7 +106,13 @@ class Chat:
         if instructions:
             self._accounts.require(user, "instruct", "chat")
         started = time.monotonic()
-        sources = await self._find(question, collections)
+        meant = to_search(question, [message.content for message in history if message.role == "user"])
+        sources = await self._find(user, meant, collections)
+        strict = await asyncio.to_thread(self._classes.strict, user.classes)
+        if strict and not sources.passages:
+            for event in sources.only(round(time.monotonic() - started, 3)):
+                yield event
+            return
         task = f"{module}/{subject.casefold()}" if subject else module
         serving = await self._pool.serving(task)
         starter = await self._is_starter(model, serving)
@@ -109,14 +120,16 @@ class Chat:
         context = serving.context or self._pool.context
         if context > 0:
             limit = min(limit, max(16, context // 2))
-        render = partial(prompts.render, question, module=module, subject=subject, grade=grade)
+        if self._fence is None:
+            self._fence = Fence(await asyncio.to_thread(secret_of, self._settings.fence), suspicion.suspicious)
+        render = partial(prompts.render, question, module=module, subject=subject, grade=grade, fence=self._fence)
         count = partial(self._pool.count, task=task, model=model)
         room = context - limit if context > 0 else 10**9
-        plan = await self._fit(render, sources.passages, history, instructions, count, room, limit)
+        plan = await self._fit(render, sources.passages, history, instructions, count, room, limit, strict)
         request = Request(
             plan.messages, model, limit, temperature, top_p=top_p, seed=seed, stop=tuple(stop), user=user.id, group=user.role,
             repeat_penalty=STARTER_PENALTY if starter else 1.0,
-            passages=tuple(sources.passages), question=question, task=task,
+            passages=tuple(sources.passages), question=meant, task=task,
         )  # fmt: skip
         async with aclosing(self._events(request, plan, sources, serving, starter)) as events:
             async for event in events:
@@ -125,7 +138,7 @@ class Chat:
                 yield event
 
     async def _events(
-        self, request: Request, plan: _Plan, sources: _Sources, serving: Serving, starter: bool
+        self, request: Request, plan: _Plan, sources: Sources, serving: Serving, starter: bool
     ) -> AsyncGenerator[Event, None]:
         """All events of one answer, from what was found to what was said."""
         model = serving.model if request.model in ("default", "quotes") else request.model
@@ -147,7 +160,7 @@ class Chat:
         yield Event("done", {**about, **last})
 
     async def _words(
-        self, request: Request, given: int, sources: _Sources, starter: bool, last: dict[str, Any]
+        self, request: Request, given: int, sources: Sources, starter: bool, last: dict[str, Any]
     ) -> AsyncGenerator[Event, None]:
         """The model's own words as events; what the last chunk said of the answer is put into `last`."""
         marks: Citations | None = None
@@ -169,15 +182,18 @@ class Chat:
                     continue
                 if marks is None:
                     quoting = chunk.handler == "quotes"
-                    marks = Citations(len(request.passages) if quoting else given)
+                    if quoting and not request.passages:
+                        yield Event("text", {"delta": sources.nothing()})
+                        break
+                    marks = Citations([one.text for one in request.passages[: None if quoting else given]])
                     if sources.covered is False and not quoting and not starter:
-                        yield Event("text", {"delta": UNCOVERED})
+                        yield Event("text", {"delta": sources.before_own_words()})
                 if delta := marks.feed(chunk.text):
                     yield Event("text", {"delta": delta})
         if marks is not None and (delta := marks.flush().rstrip()):
             yield Event("text", {"delta": delta})
 
-    async def _quote(self, request: Request, sources: _Sources) -> str:
+    async def _quote(self, request: Request, sources: Sources) -> str:
         """What the documents say, in their own words: this leads while the model that serves is not to be relied on."""
         if not request.passages:
             return sources.nothing()
@@ -186,7 +202,7 @@ class Chat:
         async with aclosing(self._pool.generate(request)) as chunks:
             async for chunk in chunks:
                 text += chunk.text
-        marks = Citations(len(request.passages))
+        marks = Citations([one.text for one in request.passages])
         return (marks.feed(text) + marks.flush()).strip()
 
     async def _is_starter(self, model: str, serving: Serving) -> bool:
@@ -197,11 +213,14 @@ class Chat:
         # Another local model: what the registry says of it, and the cautious answer where nobody can say.
         return self._starter_of is None or await asyncio.to_thread(self._starter_of, model)
 
-    async def _find(self, question: str, collections: Sequence[str] | None) -> _Sources:
+    async def _find(self, user: User, question: str, collections: Sequence[str] | None) -> Sources:
+        """What the person who asks may see; a collection that they may not see is one that is not there."""
         if collections is not None and not collections:
-            return _Sources(None, False, [], [])
-        found = await self._library.search(question, k=self._settings.passages, collections=collections)
-        return _Sources(found.covered, found.lexical_only, list(found.passages) if found.covered else [], list(found.nearest))
+            return Sources(None, False, [], [])
+        visible = Filter(await asyncio.to_thread(self._accounts.visible, user, "collection"))
+        within = await self._library.named(collections, visible)
+        found = await self._library.search(question, k=self._settings.passages, within=within)
+        return Sources(found.covered, found.lexical_only, list(found.passages) if found.covered else [], list(found.nearest))
 
     async def _fit(
         self,
@@ -212,12 +231,17 @@ class Chat:
         count: Callable[[Sequence[Message]], Awaitable[int]],
         room: int,
         limit: int,
+        strict: bool,
     ) -> _Plan:
-        """The largest prompt of at most `room` tokens: old turns go first, then passages, the instructions never."""
+        """The largest prompt of at most `room` tokens: old turns go first, then passages, the instructions never.
+
+        Where only documents may answer, the last passage stays.
+        """
         plans: list[tuple[Sequence[Message], Sequence[Any]]] = [(history[n:], passages) for n in range(0, len(history), 2)]
         plans += [((), passages[:n]) for n in range(len(passages), 0, -1)]
-        plans += [((), [replace(passages[0], text=_shorten(passages[0].text, size))]) for size in (600, 250) if passages]
-        plans.append(((), ()))
+        plans += [((), [replace(passages[0], text=shorten(passages[0].text, size))]) for size in (600, 250) if passages]
+        if not (strict and passages):
+            plans.append(((), ()))
 
         async def measure(index: int) -> tuple[list[Message], int]:
             turns_kept, given = plans[index]
@@ -385,24 +409,6 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sources:
-    covered: bool | None
-    lexical_only: bool
-    passages: list[Passage]
-    nearest: list[str]
-
-    def facts(self) -> dict[str, Any]:
-        return {**asdict(self), "passages": [asdict(passage) for passage in self.passages]}
-
-    def nothing(self) -> str:
-        """The answer while no passage is there to quote, with the titles that come nearest."""
-        if self.covered is None:
-            return NOT_ASKED
-        titles = [title for title in map(_plain, self.nearest[:NEAREST_NAMED]) if title]
-        return f"{NOT_COVERED} {NEAREST}: {', '.join(titles)}." if titles else NOT_COVERED
-
-
-@dataclass(frozen=True, slots=True)
 class _Plan:
     """`given` passages are in the messages; `dropped`: older turns are not."""
 
@@ -450,13 +456,3 @@ def _history(earlier: Sequence[Turn]) -> list[Message]:
         if text := reply.facts.get("lead") or reply.text:
             messages += [Message("user", question.text), Message("assistant", text)]
     return messages
-
-
-def _plain(title: str) -> str:
-    """A document's title inside an answer: nothing in it is a mark, a link or any other Markdown."""
-    return _shorten(" ".join(re.sub(r"[\[\]()<>*_`#|~\\!&]|\w+://", " ", title).split()), TITLE)
-
-
-def _shorten(text: str, size: int) -> str:
-    """The first whole words of `text`, about `size` characters."""
-    return text if len(text) <= size else text[:size].rsplit(" ", 1)[0] + " ..."

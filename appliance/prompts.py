@@ -1,8 +1,8 @@
 """Named prompt programs: instructions, lesson and sources in, messages out.
 
 `render` is a pure function of its arguments and the words in `content/modules/`. What a whole class shares (instructions,
-lesson) comes first and word for word the same; sources and the question come last, in one message. It counts nothing and cuts
-nothing: `chat` decides what fits.
+lesson) comes first and word for word the same; sources and the question come last, in one message, the sources fenced (see
+`fence`): no document can put a word before the first fence. It counts nothing and cuts nothing: `chat` decides what fits.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pathlib import Path
 
 from appliance.engine.handler import Message, Source
 from appliance.errors import BadInput, NotFound
+from appliance.fence import Fence
 
 CONTENT = Path(__file__).parent / "content" / "modules"
+OPEN_FENCE = Fence()  # its tokens are the same on every box: for measuring models, not for people's questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +36,17 @@ class Module:
         *,
         subject: str | None = None,
         grade: str | None = None,
+        fence: Fence = OPEN_FENCE,
     ) -> list[Message]:
         """Messages ending with the question. `passages` are numbered from 1 in the order given."""
         lesson = " ".join(part for part in (subject and f"Subject: {subject}.", grade and f"Grade: {grade}.") if part)
         system = f"{self.instructions}\n{lesson}" if lesson else self.instructions
-        return [Message("system", system), *history, Message("user", with_sources(question, passages))]
+        return [Message("system", system), *history, Message("user", with_sources(question, passages, fence))]
 
 
-def with_sources(question: str, passages: Sequence[Source]) -> str:
+def with_sources(question: str, passages: Sequence[Source], fence: Fence = OPEN_FENCE) -> str:
     """The last message: numbered sources, then the question; the bare question where there are none."""
-    if not passages:
-        return question
-    blocks = [f"[{number}] {label(passage)}\n{passage.text}" for number, passage in enumerate(passages, 1)]
-    return "Sources:\n" + "\n\n".join(blocks) + f"\n\nQuestion: {question}"
-
-
-def label(passage: Source) -> str:
-    """What a person would call the place: "Photosynthesis, p. 12"."""
-    return f"{passage.title}, {passage.place}" if passage.place else passage.title
+    return f"Sources:\n{fence.around(passages)}\n\nQuestion: {question}" if passages else question
 
 
 @functools.cache
@@ -75,6 +70,7 @@ def render(
     module: str = "teacher_responder",
     subject: str | None = None,
     grade: str | None = None,
+    fence: Fence = OPEN_FENCE,
 ) -> list[Message]:
     """`Module.render` of the named module."""
-    return load(module).render(question, passages, history, subject=subject, grade=grade)
+    return load(module).render(question, passages, history, subject=subject, grade=grade, fence=fence)

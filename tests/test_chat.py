@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from appliance import running
 from appliance.accounts import User
-from appliance.chat import LONGEST_QUESTION, NOT_ASKED, UNCOVERED, as_one_text, clean_question
-from appliance.citations import Citations
+from appliance.chat import LONGEST_QUESTION, as_one_text, clean_question
+from appliance.classes import Classes
 from appliance.conversations import short_title
+from appliance.coverage import NOT_ASKED, NOT_FROM_THEM, ONLY_DOCUMENTS
 from appliance.engine.handler import Message
 from appliance.engine.pool import Active, Pool
 from appliance.engine.quotes import NOT_COVERED, Quotes
@@ -57,34 +57,6 @@ def stranger(box: Any) -> User:
     return box.accounts.create_first_administrator(code, "Stranger", "correct horse battery")  # type: ignore[no-any-return]
 
 
-# --- citations -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ("Green [1].", "Green [1]."),
-        ("Green [3].", "Green."),
-        ("Green [0] and [2, 7].", "Green and [2]."),
-        ("A list [x] and [", "A list [x] and ["),
-        ("`row[7]` and [7]", "`row[7]` and"),
-        ("[12345678901234567890123]", ""),
-        ("See [1](/a).", "See [1](/a)."),
-    ],
-)
-def test_marks_that_point_nowhere_go(text: str, clean: str) -> None:
-    marks = Citations(2)
-    assert marks.feed(text) + marks.flush() == clean
-
-
-@given(st.text(alphabet="ab `[]12,39 ", max_size=60), st.lists(st.integers(1, 5), max_size=30))
-def test_marks_do_not_depend_on_how_the_text_comes(text: str, cuts: list[int]) -> None:
-    whole, pieces = Citations(2), Citations(2)
-    expected, streamed, at = whole.feed(text) + whole.flush(), "", 0
-    for cut in cuts:
-        streamed += pieces.feed(text[at : at + cut])
-        at += cut
-    assert streamed + pieces.feed(text[at:]) + pieces.flush() == expected
-
-
 # --- one answer ------------------------------------------------------------------------------------------------------
 async def test_an_answer_cites_what_was_found(box: Any, me: User) -> None:
     events = await listed(box.chat.complete(me, [Message("user", LEAF_QUESTION)]))
@@ -99,7 +71,8 @@ async def test_an_answer_cites_what_was_found(box: Any, me: User) -> None:
 async def test_what_the_documents_do_not_cover_is_said(box: Any, me: User) -> None:
     events = await listed(box.chat.complete(me, [Message("user", "What is the capital of Peru?")]))
     assert events[0].data["covered"] is False and events[0].data["passages"] == []
-    assert said(events).startswith(UNCOVERED) and "[1]" not in said(events)
+    opening = f"{NOT_COVERED} Nearest in the library: The water cycle. {NOT_FROM_THEM}\n\n"
+    assert said(events) == opening + ANSWER.replace(" [1]", "").replace(" [2]", "").replace(" [9]", "")
     assert "Sources:" not in box.pool.requests[0].messages[-1].content
     for model in ("quotes", "default"):
         box.pool.model = None
@@ -123,10 +96,64 @@ async def test_nearest_titles_are_at_most_three_and_only_words(box: Any, me: Use
 
 async def test_no_collections_means_no_documents(box: Any, me: User) -> None:
     answer = await box.chat.ask(me, LEAF_QUESTION, collections=[])
-    assert answer["covered"] is None and answer["passages"] == [] and UNCOVERED not in answer["answer"]
+    assert answer["covered"] is None and answer["passages"] == [] and NOT_FROM_THEM not in answer["answer"]
     assert (await box.chat.ask(me, LEAF_QUESTION, collections=[], model="quotes"))["answer"] == NOT_ASKED
     box.pool.starter = True
     assert (await box.chat.ask(me, LEAF_QUESTION, collections=[]))["answer"].startswith(NOT_ASKED)
+
+
+# --- a class that is answered from documents only --------------------------------------------------------------------
+@pytest.fixture
+def pupil(box: Any, me: User) -> User:
+    Classes(box.database).set_strict("7 B", True)
+    Classes(box.database).set_strict("Chess club", False)
+    return replace(me, classes=frozenset({"Chess club", "7b"}))
+
+
+@pytest.mark.parametrize("how", [{}, {"starter": True}, {"down": True}, {"model": None}])
+async def test_a_strict_class_gets_what_the_documents_say_or_hears_that_they_do_not(box: Any, pupil: User, how: Any) -> None:
+    for name, value in how.items():
+        setattr(box.pool, name, value)
+    events = await listed(box.chat.complete(pupil, [Message("user", "What is the capital of Peru?")]))
+    expected = f"{NOT_COVERED} Nearest in the library: The water cycle. {ONLY_DOCUMENTS}"
+    assert [event.kind for event in events] == ["sources", "text", "done"] and said(events) == events[-1].data[
+        "text"
+    ] == expected
+    assert events[-1].data["handler"] == "quotes" and events[-1].data["covered"] is False and box.pool.requests == []
+    for more in ({"collections": []}, {"model": "green-1"}, {"model": "quotes"}):
+        answer = await box.chat.ask(pupil, "What is the capital of Peru?", **more)
+        assert answer["answer"].endswith(ONLY_DOCUMENTS) and box.pool.requests == [], "no model is called, whoever asks how"
+    covered = await box.chat.ask(pupil, LEAF_QUESTION)
+    assert covered["covered"] and "[1]" in covered["answer"] and ONLY_DOCUMENTS not in covered["answer"]
+
+
+async def test_a_strict_classs_answer_is_stored_like_any_other(box: Any, pupil: User) -> None:
+    events = await listed(box.chat.answer(pupil, "What is the capital of Peru?"))
+    turn = box.chat.conversations.turn(pupil, events[0].data["turn"])
+    assert turn.state == "done" and turn.text.endswith(ONLY_DOCUMENTS) and turn.handler == "quotes" and turn.seconds is not None
+
+
+async def test_a_strict_classs_answer_never_goes_without_its_last_passage(box: Any, me: User, pupil: User) -> None:
+    """A question so long that no source fits beside it: others are answered without, this class hears that it is too long."""
+    room = box.pool.context - 200 - await box.pool.count(_prompt(LEAF_QUESTION))
+    question = f"{LEAF_QUESTION} {words(room - 10)}"
+    await box.chat.ask(me, question)
+    assert "source 1" not in box.pool.requests[-1].messages[-1].content
+    with pytest.raises(TooLarge):
+        await box.chat.ask(pupil, question)
+
+
+async def test_a_class_without_a_rule_and_who_is_in_none_are_not_strict(box: Any, me: User) -> None:
+    rules = Classes(box.database)
+    assert not rules.strict([]) and not rules.strict(["7 B"]) and rules.rules() == []
+    rules.set_strict("7 B", True)
+    assert rules.strict(["8", " 7\tb "]) and not rules.strict(["8", "7", ""])
+    rules.set_strict("7b", False)
+    assert not rules.strict(["7 B"]) and [rule.name for rule in rules.rules()] == ["7b"], "the later word holds"
+    for name in ("", " ", "x" * 81, "a\x00b"):
+        with pytest.raises(BadInput):
+            rules.set_strict(name, True)
+    assert "green" in (await box.chat.ask(me, "What is the capital of Peru?"))["answer"]
 
 
 @pytest.mark.parametrize("change", [{"model": None}, {"down": True}])
@@ -198,7 +225,7 @@ async def test_old_turns_go_first_and_the_instructions_never(box: Any, me: User)
 
 async def test_then_passages_are_shortened_and_marks_follow(box: Any, me: User) -> None:
     room = box.pool.context - 200 - await box.pool.count(_prompt(LEAF_QUESTION))
-    events = await listed(box.chat.complete(me, [Message("user", f"{LEAF_QUESTION} {words(room - 40)}")]))
+    events = await listed(box.chat.complete(me, [Message("user", f"{LEAF_QUESTION} {words(room - 60)}")]))
     assert "[1]" in events[-1].data["text"] and "[2]" not in events[-1].data["text"]
     assert "notice" not in [event.kind for event in events]
 
@@ -251,6 +278,22 @@ async def test_the_next_question_knows_the_last_answer(box: Any, me: User) -> No
     await listed(box.chat.answer(me, "And in autumn, the leaves?", conversation=first[0].data["conversation"]))
     sent = [message.content for message in box.pool.requests[1].messages]
     assert sent[1] == LEAF_QUESTION and sent[2].startswith("Leaves look")
+
+
+async def test_who_asks_on_is_answered_from_the_documents_of_the_question_before(box: Any, me: User) -> None:
+    first = await listed(box.chat.answer(me, LEAF_QUESTION))
+    chat = first[0].data["conversation"]
+    for asked_on in ("And why?", "Can you explain that with an example?"):
+        events = await listed(box.chat.answer(me, asked_on, conversation=chat))
+        (sources,) = [event for event in events if event.kind == "sources"]
+        assert sources.data["covered"] and [one["id"] for one in sources.data["passages"]] == [12, 13]
+        request = box.pool.requests[-1]
+        assert request.messages[-1].content.endswith(f"Question: {asked_on}"), "the model reads what was typed"
+        assert request.question == f"{LEAF_QUESTION} {asked_on}", "the quotes are chosen for what was meant"
+    alone = await box.chat.ask(me, "And why?")
+    assert alone["covered"] is False, "without a question before it there is nothing that it could mean"
+    other = await listed(box.chat.answer(me, "And the capital of Peru?", conversation=chat))
+    assert other[-1].data["covered"] is False, "a question of its own is searched as it stands"
 
 
 async def test_a_model_that_breaks_leaves_what_it_said(box: Any, me: User) -> None:

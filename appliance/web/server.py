@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 
 from appliance.chat import where
 from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, NotSignedIn, TooLarge
-from appliance.web import api, auth, pages
+from appliance.web import api, auth, library, pages, show
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -72,6 +72,7 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     app.include_router(_status)
     app.include_router(api.router)
+    app.include_router(library.router)
     app.include_router(pages.router)
     return app
 
@@ -133,7 +134,7 @@ def _refusal(scope: Scope) -> ApplianceError | None:
 def _put_headers(scope: Scope, message: Message) -> None:
     headers = message.setdefault("headers", [])
     names = {name for name, _ in headers}
-    headers.extend((name.encode(), value.encode()) for name, value in HEADERS.items())
+    headers.extend((name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in names)
     if b"cache-control" not in names:
         # A static file's address changes with the file; everything else is somebody's own.
         keep = scope["path"].startswith("/static/") and b"v=" in scope.get("query_string", b"") and message["status"] == 200
@@ -147,7 +148,7 @@ async def fault_response(request: Request, error: ApplianceError) -> Response:
     if request.scope["path"].startswith("/v1/"):
         return JSONResponse(api.openai_error(error), error.status, headers)
     if "text/html" in request.headers.get("accept", ""):
-        return await pages.fault_page(request, error, headers)
+        return await show.fault_page(request, error, headers)
     return JSONResponse({"error": {"code": error.code, "message": error.message, "hint": error.hint}}, error.status, headers)
 
 

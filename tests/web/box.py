@@ -21,7 +21,7 @@ from appliance.db import Database
 from appliance.engine.handler import Chunk, Message, Request, Usage
 from appliance.engine.pool import Serving
 from appliance.errors import ModelUnavailable, NotFound
-from appliance.knowledge.library import Document, Found, Passage
+from appliance.knowledge.library import Document, Found, Passage, Within
 from appliance.settings import Settings
 
 LEAVES = (
@@ -49,26 +49,35 @@ PASSAGES = [
 class PretendLibrary:
     """Finds the leaves for any question with "leaves" in it, the evil document for "evil", nothing for the rest."""
 
-    async def search(self, text: str, *, k: int = 5, collections: Sequence[str] | None = None) -> Found:
-        del collections
+    async def named(self, names: Sequence[str] | None, within: Within) -> Within:
+        del names
+        return within
+
+    async def search(self, text: str, *, k: int = 5, within: Within) -> Found:
+        del within
         wanted = {"leaves": [12, 13], "evil": [31]}
         ids = next((ids for word, ids in wanted.items() if word in text.lower()), [])
         found = [one for one in PASSAGES if one.id in ids][:k]
         return Found(bool(found), False, found or PASSAGES[:1], [] if found else ["The water cycle"])
 
-    async def passage(self, passage_id: int) -> Passage:
+    async def passage(self, passage_id: int, within: Within) -> Passage:
+        del within
         for one in PASSAGES:
             if one.id == passage_id:
                 return one
         raise NotFound("There is no such passage.", "It may have been taken out.")
 
-    async def documents(self, collection: str | None = None) -> list[Document]:
-        del collection
+    async def original(self, document_id: str, within: Within) -> Any:
+        del document_id, within
+        raise NotFound("There is no such document.", "It may have been taken out.")
+
+    async def documents(self, within: Within) -> list[Document]:
+        del within
         titles = {one.document: one.title for one in PASSAGES}
         return [Document(id, "school", title, f"{id}.md", "md", 900, None, 3, "", 1.7e9) for id, title in titles.items()]
 
-    async def document(self, document_id: str) -> tuple[Document, list[Passage]]:
-        for one in await self.documents():
+    async def document(self, document_id: str, within: Within) -> tuple[Document, list[Passage]]:
+        for one in await self.documents(within):
             if one.id == document_id:
                 return one, [piece for piece in PASSAGES if piece.document == document_id]
         raise NotFound("There is no such document.", "It may have been taken out.")
@@ -131,11 +140,15 @@ class PretendPool:
         return np.ones((len(texts), 4), np.float32)
 
 
-def make_box(settings: Settings, pace: float = 0.0, pool: Any = None) -> Any:
-    """What create_app needs, with everything real but the model and the documents; with a `pool`, the model too."""
+def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: Any = None) -> Any:
+    """What create_app needs, with everything real but the model and the documents; with a `pool` or a `library`, these too.
+
+    `library` makes one of the database.
+    """
     database = Database(settings.database)
     database.migrate()
-    accounts, library, pool = Accounts(database, settings), PretendLibrary(), pool or PretendPool(pace)
+    library = library(database) if library else PretendLibrary()
+    accounts, pool = Accounts(database, settings), pool or PretendPool(pace)
     starter_of = getattr(pool, "starter_of", None)
     chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of)  # type: ignore[arg-type]
     registry = SimpleNamespace(list=list)

@@ -222,7 +222,7 @@ async def test_a_full_disk_is_told_and_the_question_is_kept(
 
 
 async def test_an_unforeseen_fault_tells_nothing(box: Any, person: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    async def broken() -> None:
+    async def broken(_within: object) -> None:
         raise RuntimeError("what the pupil wrote")
 
     box.library.documents = broken
