@@ -30,8 +30,10 @@ _SINGLE = frozenset("'‘‚")
 _EITHER_WAY = frozenset("\"＂'’")  # closes only where something stands before it; ' is an apostrophe as well
 _QUOTES = re.escape("".join(sorted({*_CLOSED_BY, *"".join(_CLOSED_BY.values())})))
 
-_MARK = re.compile(r"(?P<space> *)\[(?P<numbers>\s*\d+(?:\s*,\s*\d+)*\s*)\]")
-_UNFINISHED = re.compile(r" *(?:\[[\d,\s]{0,16})?\Z")
+_MARK = re.compile(r"(?P<space> *)\[(?=[\d,\s]{1,80}\])(?P<numbers>\s*\d+(?:\s*,\s*\d+)*\s*)\]")
+# A mark of that length, backticks of which more may come, a line that may be empty.
+_UNFINISHED = re.compile(r"(?: *(?:\[[\d,\s]{0,80})?|`+|\n[ \t>]*)\Z")
+_IN_CODE = re.compile(r"`+|\n[ \t>]*\n")
 _QUOTE = re.compile(f"[{_QUOTES}]|\n[ \t>]*\n")  # or the end of a paragraph, which ends every quotation
 _NEXT_SENTENCE = re.compile(r"(?:[.!?…][\"'”’»)\]]*\s|[。！？｡]).*?\w", re.S)
 _LINE_START = re.compile(r"(?:\A|\n)[ \t>*+-]*(?:\d+[.)][ \t]*)?\Z")
@@ -59,7 +61,8 @@ class Citations:
         self._texts = texts
         self._folded: dict[int, str] = {}
         self._held = ""
-        self._ticks = 0
+        self._code = ""  # the backticks that opened the code at this place
+        self._last = ""  # the letter before it
         self._before = ""  # the last of what was written, without marks and code
         self._cut = False  # that there was more before it
         self._since = LOOK_BACK + 1  # how much was written after the last mark
@@ -84,23 +87,38 @@ class Citations:
             self._remember(before)
             out.append(before)
             at = mark.end()
-            if self._ticks % 2:  # inside code a bracket is an index, not a mark
+            if self._code:  # inside code a bracket is an index, not a mark
                 out.append(mark[0])
                 continue
-            if good := self._judge([int(part[:9]) for part in mark["numbers"].split(",")]):
+            if good := self._judge([int(part.strip()[:9]) for part in mark["numbers"].split(",")]):
                 out.append(f"{mark['space']}[{', '.join(map(str, good))}]")
             self._since = 0
         self._remember(text[at:])
         return "".join([*out, text[at:]])
 
     def _remember(self, text: str) -> None:
-        plain = []
-        for number, piece in enumerate(text.split("`")):
-            if number:
-                self._ticks += 1
-                plain.append(_CODE * (self._ticks % 2))
-            if not self._ticks % 2:
-                plain.append(piece)
+        plain, at = [], 0
+        for sign in _IN_CODE.finditer(text):
+            if not self._code:
+                plain.append(text[at : sign.start()])
+            at = sign.start()
+            if sign[0][0] == "\n":
+                if len(self._code) < 3:  # a paragraph's end is the end of code within its lines, closed or not
+                    self._code = ""
+                continue
+            if not self._code:
+                # "It`s": no code, somebody's apostrophe.
+                letter = text[at - 1] if at else self._last
+                apostrophe = letter.isalnum() and text[sign.end() : sign.end() + 1].isalnum()
+                if not apostrophe or len(sign[0]) > 1:
+                    self._code = sign[0]
+                    plain.append(_CODE)
+            elif len(sign[0]) == len(self._code) or 3 <= len(self._code) < len(sign[0]):
+                self._code = ""
+            at = sign.end()
+        if not self._code:
+            plain.append(text[at:])
+        self._last = text[-1:] or self._last
         added = "".join(plain)
         self._since += len(added)
         self._cut = self._cut or len(self._before) + len(added) > LOOK_BACK

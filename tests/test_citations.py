@@ -140,6 +140,29 @@ PIECES = st.sampled_from(
 ANSWERS = st.lists(PIECES, max_size=40).map("".join)
 
 
+LISTS = st.lists(st.sampled_from(["1", "2", "39", ",", ", ", "   ", "\t"]), max_size=60).map(
+    lambda parts: f"[{''.join(parts)}]"
+)
+CODE = st.sampled_from(["It`s so. ", "`x` ", "``a`b`` ", "\n\n", "\n> \n", "```\n", ' "leaves are red" ', "so "])
+
+
+@given(st.lists(LISTS | CODE))
+@hypothesis_settings(deadline=None)
+def test_long_lists_and_code_are_the_same_letter_by_letter(parts: list[str]) -> None:
+    text, pieces = "".join(parts), Citations(TEXTS)
+    assert "".join(pieces.feed(letter) for letter in text) + pieces.flush() == clean(text)
+
+
+def test_a_number_between_many_spaces_is_a_mark_like_any_other() -> None:
+    assert clean("The vector is [            5] and so on [          \t1   ].") == "The vector is and so on [1]."
+
+
+@pytest.mark.parametrize("before", ["It`s so.", "A ` alone.", "`never closed"])
+def test_a_stray_backtick_lets_no_invention_through(before: str) -> None:
+    invented = 'It says "totally invented words here"'
+    assert clean(f"{before}\n\n{invented} [1].") == f"{before}\n\n{invented}."
+
+
 @given(ANSWERS | st.text(alphabet="ab `[]12,39 \"“”.\n'", max_size=80), st.lists(st.integers(1, 9), max_size=40))
 @hypothesis_settings(deadline=None)
 def test_marks_do_not_depend_on_how_the_text_comes(text: str, cuts: list[int]) -> None:
