@@ -54,9 +54,13 @@ def starter_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     """APPLIANCE_REQUIRE=llama,browser turns a skip of such a test into a failure: continuous integration must not go blind."""
     required = {name for name in os.environ.get("APPLIANCE_REQUIRE", "").split(",") if name}
-    if call.excinfo and call.excinfo.errisinstance(pytest.skip.Exception):
-        for name in sorted(required):
-            if item.get_closest_marker(name):
-                call.excinfo = pytest.ExceptionInfo.from_exception(
-                    AssertionError(f"required, but skipped: {call.excinfo.value}")
-                )
+    skipped = call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception)
+    if not skipped or item.get_closest_marker("optional"):
+        return
+    for name in sorted(required):
+        if item.get_closest_marker(name):
+            try:
+                raise AssertionError(f"required, but skipped: {call.excinfo.value}")
+            except AssertionError as error:
+                call.excinfo = pytest.ExceptionInfo.from_exception(error)
+            return

@@ -148,6 +148,7 @@ def test_a_question_through_every_process_touches_nothing_but_this_box(tmp_path:
     assert any(name == "web" and event == "socket.connect" and engine_socket in facts[-1] for name, event, facts in seen)
 
 
+@pytest.mark.optional
 async def test_the_engine_with_all_its_native_code_makes_unix_sockets_only(tmp_path: Path, starter_gguf: Path) -> None:
     strace = ["strace", "-f", "-qq", "--seccomp-bpf", "-e", "trace=network", "-o", str(tmp_path / "calls")]
     if not shutil.which("strace") or subprocess.run([*strace, "true"], capture_output=True, check=False).returncode:
