@@ -2,7 +2,8 @@
 
 Rules are kept by the class's name, which is compared without regard to case and spaces: a rule that is not found because
 somebody typed "7 b" would let answers through that the school meant to hold back. A class without a rule is not strict. Who
-belongs to a class is known to `accounts`; what strict means is known to `chat`. Work is blocking; async callers use a thread.
+belongs to a class is for `accounts` to say, by whom nobody does yet; what strict means is known to `chat`. Work is blocking;
+async callers use a thread.
 """
 
 from __future__ import annotations

@@ -1,21 +1,24 @@
 """Conversations on disk: every question, every answer, and whose they are.
 
 Each call is one transaction and touches only the user's own rows; another's conversation looks like one that does not exist.
-It knows nothing of models: `chat` decides what an answer is. Work is blocking; async callers use a thread.
+An answer is handed out without the text of documents that the user may no longer see, as `accounts` decides at that moment;
+where they stood, and a model's own words, stay. It knows nothing of models: `chat` decides what an answer is. Work is blocking;
+async callers use a thread.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from appliance.errors import BadInput, NotFound
-from appliance.tables import conversations, gone_documents, new_id, turns
+from appliance.knowledge import quoted
+from appliance.tables import conversations, documents, gone_documents, new_id, turns
 
 if TYPE_CHECKING:
     from appliance.accounts import Accounts, User
@@ -72,7 +75,7 @@ class Conversations:
         with self._database.read() as connection:
             row = self._own(connection, user, id, "read")
             rows = connection.execute(sa.select(turns).where(turns.c.conversation == id).order_by(turns.c.ordinal)).all()
-        return Conversation(row.id, row.title, row.created, row.updated), [_turn(turn) for turn in rows]
+        return Conversation(row.id, row.title, row.created, row.updated), self._shown(user, rows)
 
     def turn(self, user: User, id: str) -> Turn:
         """Raises NotFound."""
@@ -81,7 +84,7 @@ class Conversations:
             if row is None:
                 raise NotFound("There is no such answer here.", "It may have been deleted.")
             self._own(connection, user, row.conversation, "read")
-        return _turn(row)
+        return self._shown(user, [row])[0]
 
     def rename(self, user: User, id: str, title: str) -> None:
         """Raises NotFound, BadInput."""
@@ -125,7 +128,7 @@ class Conversations:
             asked = {"id": ids["question"], "ordinal": ordinal, "role": "user", "text": question, "state": "done"}
             reply = {"id": ids["turn"], "ordinal": ordinal + 1, "role": "assistant", "text": "", "state": "streaming"}
             connection.execute(sa.insert(turns), [common | asked, common | reply])
-        return ids, [_turn(row) for row in earlier]
+        return ids, self._shown(user, earlier)
 
     def save_answer(self, turn: str, columns: dict[str, Any]) -> None:
         """Write down an answer under way; once its state is another than "streaming" it no longer changes.
@@ -133,24 +136,35 @@ class Conversations:
         A thread whose waiter was cancelled may come late: it must not undo the final words. Nor does an answer bring back the
         text of a document that was taken out while it was being written.
         """
-        passages = columns.get("passages", ())
+        cited = [passage["document"] for passage in columns.get("passages", ())]
         with self._database.begin() as connection:
-            cited = [passage["document"] for passage in passages]
-            gone = (
-                set(connection.scalars(sa.select(gone_documents.c.id).where(gone_documents.c.id.in_(cited))))
-                if cited
-                else set()
-            )
-            if gone:
-                kept = [{**passage, "text": ""} if passage["document"] in gone else passage for passage in passages]
-                columns = columns | {"passages": kept}
+            if cited and (gone := self._taken_out(connection, turn, cited)):
+                columns = columns | quoted.without(columns, gone)
             connection.execute(sa.update(turns).where(turns.c.id == turn, turns.c.state == "streaming").values(**columns))
+
+    @staticmethod
+    def _taken_out(connection: sa.Connection, turn: str, cited: Sequence[str]) -> set[str]:
+        """Which of these documents are gone: by their traces, which go with their collection, or by what is stored already."""
+        gone = set(connection.scalars(sa.select(gone_documents.c.id).where(gone_documents.c.id.in_(cited))))
+        stored = connection.scalar(sa.select(turns.c.passages).where(turns.c.id == turn))
+        return gone | {passage["document"] for passage in stored or () if not passage["text"]}
 
     def fail_unfinished(self, running: Sequence[str]) -> None:
         """Answers that nobody writes any more (all but `running`) keep what they had and are marked failed."""
         with self._database.begin() as connection:
             lost = sa.and_(turns.c.state == "streaming", turns.c.id.not_in(running))
             connection.execute(sa.update(turns).where(lost).values(state="failed"))
+
+    def _shown(self, user: User, rows: Sequence[Any]) -> Sequence[Turn]:
+        """Rows as turns that the user may read today, whatever they could read when they asked."""
+        cited = {passage["document"] for row in rows for passage in row.passages}
+        if not cited:
+            return [_turn(row._mapping) for row in rows]
+        visible = self._accounts.visible(user, "collection")
+        chosen = sa.select(documents.c.id, documents.c.collection).where(documents.c.id.in_(cited))
+        with self._database.read() as connection:
+            hidden = {row.id for row in connection.execute(chosen) if row.collection not in visible}
+        return [_turn({**row._mapping, **(quoted.without(row._mapping, hidden) if hidden else {})}) for row in rows]
 
     def _own(self, connection: sa.Connection, user: User, id: str, verb: str) -> Any:
         row = connection.execute(sa.select(conversations).where(conversations.c.id == id)).first()
@@ -164,8 +178,5 @@ def short_title(text: str) -> str:
     return line if len(line) <= LONGEST_TITLE else line[: LONGEST_TITLE - 1].rsplit(" ", 1)[0].rstrip(" ,.;:") + "…"
 
 
-def _turn(row: Any) -> Turn:
-    return Turn(
-        row.id, row.conversation, row.role, row.text, row.state, row.model, row.handler, row.covered,
-        row.passages, row.facts, row.seconds,
-    )  # fmt: skip
+def _turn(row: Mapping[str, Any]) -> Turn:
+    return Turn(**{one.name: row[one.name] for one in fields(Turn)})

@@ -83,16 +83,19 @@ class Jobs:
         self._logs = settings.jobs
 
     # --- asking for work ----------------------------------------------------------------------------------------------
-    def enqueue(self, kind: str, payload: dict[str, Any], *, lane: str = "heavy", owner: str = "") -> Job:
+    def enqueue(self, kind: str, payload: dict[str, Any], *, lane: str = "heavy", owner: str = "", anew: bool = False) -> Job:
         """Put work in the queue. The same work that waits or runs already is not queued twice: that job is returned.
 
         Where that one was broken off, its attempts count anew: somebody asks for it again.
+        `anew`: the same words may mean more by now, as those of a folder do; a job that is being done has looked already, and
+        does not count.
         """
         at_work = self.busy(lane)
         with self._database.begin() as connection:
             open_ones = sa.select(table).where(table.c.kind == kind, table.c.state.in_(("queued", "running")))
             for row in connection.execute(open_ones.order_by(table.c.created)):
-                if row.payload == payload and not row.cancel:
+                seen_already = anew and at_work and row.state == "running"
+                if row.payload == payload and not row.cancel and not seen_already:
                     if not at_work:
                         connection.execute(table.update().where(table.c.id == row.id).values(attempts=0))
                     return _job(row)

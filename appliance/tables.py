@@ -134,6 +134,14 @@ documents = Table(
     UniqueConstraint("collection", "sha256"),
 )
 
+# The files that a document came as: real paths, as text. None: it is older than this table. See `knowledge.sources`.
+document_paths = Table(
+    "document_paths",
+    metadata,
+    Column("document", String, ForeignKey("documents.id", ondelete="CASCADE"), primary_key=True),
+    Column("path", String, primary_key=True, index=True),
+)
+
 # What a removed or replaced document leaves: enough for an old link to say what became of it, and nothing of its text. The
 # ids of a document's passages follow each other. `successor`: the id of the document that took its place, or "".
 gone_documents = Table(

@@ -75,6 +75,7 @@ def test_what_is_new_about_old_documents_is_counted_and_named(old: Database) -> 
     made_by = _all(old, "SELECT id, embedder FROM passages ORDER BY id")
     assert made_by == [(1, "minilm-53aa5117"), (2, ""), (5, "minilm-53aa5117")]
     assert _all(old, "SELECT name, number FROM library_state") == [("content", 1)]
+    assert _all(old, "SELECT * FROM document_paths") == [], "nobody knows where their files lay"
 
 
 def test_no_passage_of_an_older_database_gets_an_id_a_second_time(old: Database) -> None:
@@ -98,7 +99,8 @@ def test_a_collection_takes_its_readers_its_watches_and_its_traces_along(old: Da
             'INSERT INTO watches (id, folder, collection, "by", created, seen) VALUES (?,?,?,?,?,?)',
             ("w1", "/books", "c1", "", 4.0, json.dumps({})),
         )
+        connection.exec_driver_sql("INSERT INTO document_paths (document, path) VALUES ('d1', '/books/plants.pdf')")
         connection.execute(sa.text("DELETE FROM collections WHERE id = 'c1'"))
-    for table in ("gone_documents", "watches"):
+    for table in ("gone_documents", "watches", "document_paths"):
         assert _all(old, f"SELECT count(*) FROM {table}") == [(0,)]
     assert _all(old, "SELECT collection FROM collection_readers") == [("c2",)]

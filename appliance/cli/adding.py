@@ -38,8 +38,8 @@ async def add_all(
         return await bulk.ingest(appliance.library, record, job.payload, tell=tell, on_file=partial(say, out))
 
     queue = Jobs(appliance.database, appliance.settings)
-    asked = bulk.here(paths, collection, subject=subject, grade=grade)
-    job = queue.enqueue(bulk.HERE, asked, lane="light", owner=unix_name())
+    asked = bulk.later(appliance.database, paths, collection, subject=subject, grade=grade)
+    job = queue.enqueue(bulk.HERE, asked, lane="light", owner=unix_name(), anew=True)
     if job.attempts:
         out.note(f"Going on with what was broken off: {len(bulk.Record(appliance.database, job.id).reports())} files are done.")
     try:
@@ -67,7 +67,7 @@ def leave(
 
     queue = Jobs(appliance.database, appliance.settings)
     asked = bulk.later(appliance.database, paths, collection, subject=subject, grade=grade)
-    job = queue.enqueue(bulk.LATER, asked, lane="light", owner=unix_name())
+    job = queue.enqueue(bulk.LATER, asked, lane="light", owner=unix_name(), anew=True)
     out.say(f"Left to the worker as the job {job.id}: `appliance jobs show {job.id}` says how far it is.")
     warn_without_worker(out, queue)
     return job

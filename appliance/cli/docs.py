@@ -302,7 +302,7 @@ def _share(value: float | None) -> str:
 @click.argument("document")
 @command
 async def remove(out: Output, document: str) -> int:
-    """Remove a document, its text and its vectors. Old links say that it was removed, and when."""
+    """Remove a document, its text and its vectors, and quotes of it in chats. Old links say that it was removed, and when."""
     from appliance.app import Appliance
 
     appliance = Appliance.open(out.settings)

@@ -1,6 +1,7 @@
 """`appliance docs collections` and its neighbours: who may read what, and where documents stand.
 
 Part of `appliance docs`, which takes these commands in. A reader is written as everyone, role:teacher, class:7B or user:NAME.
+A class lets its pupils in as soon as they belong to it, and nobody belongs to one yet: whoever names one is told.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.cli.classes import NOBODY_YET
 from appliance.cli.output import Output, command
 from appliance.errors import BadInput
 from appliance.knowledge.shelves import EVERYTHING, KINDS, Collection, Reader
@@ -66,6 +68,7 @@ async def create(out: Output, name: str, owner: str | None, subject: str, grade:
         box.audit.note("create collection", made.id, {"owner": who, "readers": [[one.kind, one.name] for one in made.readers]})
         (told,) = _told(box, [made])
     out.say(f"{made.name} is made. Readers: {_shown(told['readers'])}.")
+    _note_classes(out, told)
     out.result(told)
     return 0
 
@@ -89,6 +92,7 @@ async def readers(out: Output, name: str, add: tuple[str, ...], remove: tuple[st
             box.audit.note("open collection", collection.id, {"kind": reader.kind, "name": reader.name})
         (told,) = _told(box, [shelves.one(collection.name, EVERYTHING)])
     out.say(f"{told['name']} is read by: {_shown(told['readers'])}." + (f" Owner: {told['owner']}." if told["owner"] else ""))
+    _note_classes(out, told)
     out.result(told)
     return 0
 
@@ -116,7 +120,7 @@ async def rename(out: Output, name: str, new: str) -> int:
 async def describe(out: Output, name: str, subject: str | None, grade: str | None) -> int:
     """Say which subject and grade the collection NAME is for; its documents that have no other take them over."""
     async with _open(out) as box:
-        box.library.shelves.describe(name, EVERYTHING, subject=subject, grade=grade)
+        await box.library.describe(name, EVERYTHING, subject=subject, grade=grade)
         (told,) = _told(box, [box.library.shelves.one(name, EVERYTHING)])
     out.say(f"{told['name']}: subject {told['subject'] or '-'}, grade {told['grade'] or '-'}.")
     out.result(told)
@@ -163,6 +167,12 @@ async def reindex(out: Output) -> int:
         out.say("Every passage can be found by its meaning.")
     out.result({"left": left})
     return 1 if left else 0
+
+
+def _note_classes(out: Output, told: dict[str, Any]) -> None:
+    classes = [_shown([one]) for one in told["readers"] if one["kind"] == "class"]
+    if classes:
+        out.note(f"{', '.join(classes)}: {NOBODY_YET[0].lower()}{NOBODY_YET[1:]}")
 
 
 def _reader(box: Appliance, text: str) -> Reader:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from appliance.app import Appliance
     from appliance.jobs import Handler, Job, Jobs, Tell
     from appliance.knowledge.intake import FileReport
+    from appliance.knowledge.watching import Watch, Watching
     from appliance.tuning.huggingface import OnProgress
     from appliance.tuning.pipeline import TuneResult
 
@@ -52,25 +53,48 @@ async def worker(out: Output, with_parent: bool) -> int:
 
 async def watch(appliance: Appliance, queue: Jobs) -> None:
     """Look at the folders that are watched, again and again, and have what is ready in them added."""
-    from appliance.errors import ApplianceError
-    from appliance.knowledge.watching import Watching, asked
+    from appliance.knowledge.watching import Watching
 
     watching = Watching(appliance.database, appliance.settings)
 
     def look() -> None:
         for one in watching.all():
-            ready = watching.look(one)
-            if ready:
-                kind, payload = asked(one, ready)
-                job = queue.enqueue(kind, payload, lane="light", owner=one.by or "a watched folder")
-                watching.taken(one, job.id, ready)
+            try:
+                look_at(watching, one, queue)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one folder, the others are looked at
+                trouble = in_words(error)
+                if trouble != one.trouble:  # else it is in the record already, and would be there twice a minute
+                    queue.note("worker", f"looking at {one.folder}: {type(error).__name__}: {error}")
+                with contextlib.suppress(Exception):  # the database itself, perhaps: there is a next look
+                    watching.troubled(one, trouble)
 
     while True:
         try:
             await asyncio.to_thread(look)
-        except (ApplianceError, OSError) as error:  # a full disk, a database that is locked: there is a next look
-            queue.note("worker", f"looking at watched folders: {error}")
+        except Exception as error:  # noqa: BLE001 - a database that is locked, say: there is a next look, or nobody would know
+            queue.note("worker", f"looking at watched folders: {type(error).__name__}: {error}")
         await asyncio.sleep(appliance.settings.watch_seconds)
+
+
+def look_at(watching: Watching, one: Watch, queue: Jobs) -> None:
+    """Look at one folder, and have what is ready in it added."""
+    from appliance.knowledge.watching import asked
+
+    ready = watching.look(one)
+    if ready:
+        kind, payload = asked(one, ready)
+        job = queue.enqueue(kind, payload, lane="light", owner=one.by or "a watched folder", anew=True)
+        watching.taken(one, job.id, ready)
+
+
+def in_words(error: Exception) -> str:
+    """Why a folder could not be looked at, as `docs watches` says it."""
+    from appliance.errors import ApplianceError
+
+    if isinstance(error, ApplianceError):
+        return f"{error.message} {error.hint}".strip()
+    what = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+    return f"The folder could not be looked at: {what}. It is looked at again in a while."
 
 
 def handlers(appliance: Appliance) -> dict[str, Handler]:

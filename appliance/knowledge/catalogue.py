@@ -24,7 +24,7 @@ LARGEST_ID = 2**63 - 1
 class Document:
     """One document as a list shows it. `passages` is how many it was cut into; `added` is in seconds since 1970.
 
-    `version` counts from 1, up with every file of the same name that took the place of the one before.
+    `version` counts from 1, up with every new content of the file that took the place of the one before.
     """
 
     id: str

@@ -405,9 +405,19 @@ class Index:
 
 
 def _without_dead(one: Segment, wanted: dict[str, Described]) -> Segment:
-    """The segment with all documents dead that the database holds no longer, or not so."""
-    now = (held.described for held in one.held)
-    return replace(one, dead=frozenset(held.document for held in now if wanted.get(held.document) != held))
+    """The segment with all documents dead that the database holds no longer, or not so.
+
+    Subject and grade only say which filter lets a document through: a segment takes on those that the database tells now, and
+    nothing has to be written again for them.
+    """
+    held = tuple(part._replace(described=_as_told(part.described, wanted)) for part in one.held)
+    now = (part.described for part in held)
+    return replace(one, held=held, dead=frozenset(told.document for told in now if wanted.get(told.document) != told))
+
+
+def _as_told(one: Described, wanted: dict[str, Described]) -> Described:
+    told = wanted.get(one.document)
+    return one if told is None else one._replace(subject=told.subject, grade=told.grade)
 
 
 def _absorbed(parts: Sequence[Segment], missing: Sequence[Described]) -> tuple[list[Segment], list[Described]]:

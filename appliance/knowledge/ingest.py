@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from appliance.db import Database
-from appliance.errors import ApplianceError, NotFound, UnderWay
+from appliance.errors import ApplianceError, BadInput, TooLarge, UnderWay
 from appliance.knowledge.intake import Facts, FileReport, clean_name, shown, walk
 from appliance.knowledge.shelves import collection_name, ensure
-from appliance.tables import collections, documents, ingest_files
+from appliance.tables import documents, ingest_files
 
 if TYPE_CHECKING:
     from appliance.knowledge.library import Library
@@ -48,14 +48,13 @@ class Record:
         """By path."""
         return [_report(row) for row in self._rows()]
 
-    def documents(self) -> set[str]:
-        """Those of files that are what they were: what came of one that changed since may be replaced."""
-        known = self.done()
-        return {row.document for row in self._rows() if row.document and known(Path(row.path))}
-
     def done(self) -> Callable[[Path], bool]:
-        """Whether a file was dealt with, and is still what it was then; as the record stands now."""
-        then = {row.path: (row.size, row.mtime) for row in self._rows()}
+        """Whether a file was dealt with, and is still what it was then; as the record stands now.
+
+        One that failed for no fault of its own was not: it is tried again by a job that is gone on with.
+        """
+        settled = [row for row in self._rows() if not row.error or its_own_fault(row.error["code"])]
+        then = {row.path: (row.size, row.mtime) for row in settled}
 
         def known(path: Path) -> bool:
             name = shown(path)
@@ -69,19 +68,6 @@ class Record:
     def note(self, path: Path, facts: Facts | None, report: FileReport) -> None:
         with self._database.begin() as connection:
             self._write(connection, path, facts, report)
-
-    def collection(self, name: str, id: str) -> str:
-        """What the collection is called today that had this id; without an id, the name. Raises NotFound where it is gone.
-
-        A new collection of the old name would not do: it may be open to others.
-        """
-        if not id:
-            return name
-        with self._database.read() as connection:
-            today = connection.scalar(sa.select(collections.c.name).where(collections.c.id == id))
-        if today is None:
-            raise NotFound(f"The collection {name} is gone.", "Choose another collection, and add the files again.")
-        return str(today)
 
     def _rows(self) -> Sequence[Any]:
         kind = sa.select(documents.c.kind).where(documents.c.id == ingest_files.c.document).scalar_subquery()
@@ -108,22 +94,26 @@ class Record:
             connection.execute(sa.insert(ingest_files).values(job=self._job, path=shown(path), **values))
 
 
-def here(paths: Sequence[Path], collection: str, *, subject: str = "", grade: str = "") -> dict[str, Any]:
-    """What a job of kind HERE is asked; the same words give the same job."""
-    return {"paths": [str(path.absolute()) for path in paths], "collection": collection, "subject": subject, "grade": grade}
+def its_own_fault(code: str) -> bool:
+    """Whether an error of this code is a file's own: it would fail again. Else the disk was full, say, or it was written to."""
+    return code in (BadInput.code, TooLarge.code)
 
 
 def later(
     database: Database, paths: Sequence[Path], collection: str, *, by: str = "", subject: str = "", grade: str = ""
 ) -> dict[str, Any]:
-    """What a job of kind LATER is asked. The collection is there from now on, whoever renames it until the job is done.
+    """What a job of either kind is asked; the same words give the same job.
 
-    `by`: as in `Library.add`. Raises BadInput, and Conflict where a user would add to another's collection.
+    The collection is there from now on, whoever renames it until the job is done. `by`: as in `Library.add`. Raises BadInput,
+    and Conflict where a user would add to another's collection.
     """
     name = collection_name(collection)
     with database.begin() as connection:
         id = ensure(connection, name, by)
-    return here(paths, name, subject=subject, grade=grade) | {"collection_id": id, "by": by}
+    return {
+        "paths": [str(path.absolute()) for path in paths], "collection": name, "collection_id": id, "by": by,
+        "subject": subject, "grade": grade,
+    }  # fmt: skip
 
 
 async def ingest(
@@ -131,7 +121,7 @@ async def ingest(
 ) -> dict[str, Any]:
     """Add what was asked for: {paths, collection, collection_id, by, subject, grade, inside}; the counts of the whole job.
 
-    inside: a folder; a path that leads out of it by now, through a link, is left alone.
+    inside: a folder; a path that leads out of it by now, through a link, is left alone. One that does so later is refused.
 
     A file that cannot be added has its sentence in the record and stops nothing. Raises UnderWay while another process adds or
     removes, NotFound where the collection is gone that was there when it was asked for.
@@ -140,7 +130,8 @@ async def ingest(
     paths = [Path(path) for path in asked["paths"]]
     inside = asked.get("inside", "")
     todo = await asyncio.to_thread(lambda: [path for path in walk(paths) if _within(path, inside) and not known(path)])
-    before = len(await asyncio.to_thread(record.reports))
+    again = set(map(shown, todo))  # of these, some may have a line already
+    before = sum(report.path not in again for report in await asyncio.to_thread(record.reports))
     progress = _Progress(tell, before, sum(map(_size, todo)), before + len(todo))
 
     def done(report: FileReport) -> None:
@@ -168,10 +159,9 @@ async def _added(
     on_progress: Callable[[str, int, int], None], *, last: bool,
 ) -> bool:  # fmt: skip
     """Whether a portion was added; not while another process changes the library, which is raised at the `last` try."""
-    collection = await asyncio.to_thread(record.collection, asked["collection"], asked.get("collection_id", ""))
-    origin = {name: asked.get(name, "") for name in ("by", "subject", "grade")}
+    origin = {name: asked.get(name, "") for name in ("collection_id", "by", "subject", "grade", "inside")}
     try:
-        await library.add(portion, collection, on_file, on_progress, journal=record, **origin)
+        await library.add(portion, asked["collection"], on_file, on_progress, journal=record, **origin)
     except UnderWay:
         if last:
             raise
@@ -220,7 +210,7 @@ def _portions(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def _within(path: Path, folder: str) -> bool:
-    return not folder or path.resolve().is_relative_to(folder)
+    return not folder or Path(os.path.realpath(path)).is_relative_to(folder)
 
 
 def _facts(path: Path) -> Facts | None:

@@ -18,18 +18,18 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 
 from appliance.db import Database
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, StorageFull, TooLarge, from_os_error
 from appliance.files import sync
+from appliance.knowledge import sources
 from appliance.knowledge.chunks import Piece, cut
 from appliance.knowledge.extract import clean_name, extract
 from appliance.knowledge.index import Vector
 from appliance.knowledge.removal import REPLACED, take_out
-from appliance.knowledge.shelves import ensure
 from appliance.settings import Settings
 from appliance.tables import collections, documents, new_id, passages
 
@@ -61,9 +61,6 @@ class FileReport:
 class Journal(Protocol):
     """Who keeps what became of each file, so that a run that was broken off can be gone on with."""
 
-    def documents(self) -> set[str]:
-        """The documents that files of this run are already."""
-
     def kept(self, connection: sa.Connection, path: Path, facts: Facts, report: FileReport) -> None:
         """A file became a document; in the transaction that stores it."""
 
@@ -78,6 +75,7 @@ class Taken:
     name: str
     digest: str
     bytes: int
+    source: str = ""  # its real path, as text
     known: str | None = None
     incoming: Path = Path()
     kind: str = ""
@@ -92,10 +90,12 @@ class Taken:
 class Origin:
     """Where files go and who adds them (a user's id, "" at the command line); `embedder` makes their vectors.
 
-    `subject` and `grade`: "" is the collection's.
+    `collection`: its id, since its name may become another's while files are added, and that one may be open to others; `name`:
+    what whoever asked calls it. `subject` and `grade`: "" is the collection's.
     """
 
     collection: str
+    name: str
     by: str = ""
     subject: str = ""
     grade: str = ""
@@ -120,7 +120,7 @@ def walk(paths: Iterable[Path]) -> Iterator[Path]:
     A path that does not exist is yielded as well: whoever reads it reports that.
     """
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):  # which never raises, as Path.is_dir does where a folder above may not be entered
             yield from _below(path)
         else:
             yield path
@@ -132,7 +132,7 @@ def _below(path: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             file = Path(folder) / name
-            if not _passing(name) and not file.is_symlink():
+            if not _passing(name) and not os.path.islink(file):
                 yield file
     for error in refused:  # folders that may not be read: reported like files that may not
         yield Path(error.filename)
@@ -146,16 +146,20 @@ def _passing(name: str) -> bool:
 
 
 class Intake:
-    """One run of adding to one collection. `stopped`: once it is set, a reading that takes long is given up."""
+    """One run of adding to one collection. `stopped`: once it is set, a reading that takes long is given up.
 
-    def __init__(self, settings: Settings, database: Database, origin: Origin, journal: Journal | None = None) -> None:
+    `inside`: a real path; files that lie elsewhere when they are opened are refused. "" is anywhere.
+    """
+
+    def __init__(
+        self, settings: Settings, database: Database, origin: Origin, journal: Journal | None = None, inside: str = ""
+    ) -> None:
         self.stopped = threading.Event()
         self._settings = settings
         self._database = database
         self._origin = origin
         self._journal = journal
-        # Documents that files of this very run are.
-        self._seen: set[str] = set() if journal is None else journal.documents()
+        self._inside = inside
         self.replaced = 0  # documents whose place others took
         self._source = Path()  # the file at hand, and what it was when it was opened
         self._facts: Facts | None = None
@@ -181,8 +185,11 @@ class Intake:
         try:
             try:
                 taken = self._copy(path, name, incoming)
+                taken.source = shown(Path(os.path.realpath(path)))
             except OSError as error:
                 raise _named(from_os_error(error, f"copying {name}"), name) from error
+            except ValueError:
+                raise BadInput(f"{name} has a path that no file can have.", "Check how the path was written.") from None
             self._recognise(taken)
             if taken.known is None:
                 read = extract(incoming, name, self._settings, self.stopped)
@@ -204,6 +211,9 @@ class Intake:
         # O_NONBLOCK: opening a pipe must not wait for ever for somebody to write into it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as source:
+            # What was opened, not what the path leads to now: a folder on the way may have become a link in between.
+            if self._inside and not Path(os.readlink(f"/proc/self/fd/{source.fileno()}")).is_relative_to(self._inside):
+                raise BadInput(f"{name} lies outside the watched folder by now.", "Put the file itself there, not a link.")
             facts = os.fstat(source.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise BadInput(f"{name} is not an ordinary file.", "Add a document.")
@@ -235,20 +245,47 @@ class Intake:
     def _recognise(self, taken: Taken) -> None:
         """Is this content in the collection already?"""
         counted = sa.select(sa.func.count()).where(passages.c.document == documents.c.id).scalar_subquery()
-        chosen = (
-            sa.select(documents.c.id, documents.c.file, documents.c.kind, documents.c.pages, counted.label("passages"))
-            .join(collections, collections.c.id == documents.c.collection)
-            .where(collections.c.name == self._origin.collection, documents.c.sha256 == taken.digest)
-        )
+        chosen = sa.select(documents.c.id, documents.c.file, documents.c.kind, documents.c.pages, counted.label("passages"))
+        same = (documents.c.collection == self._origin.collection, documents.c.sha256 == taken.digest)
         with self._database.read() as connection:
-            row = connection.execute(chosen).first()
+            self._shelf(connection, taken)
+            row = connection.execute(chosen.where(*same)).first()
         if row is not None:
-            self._seen.add(row.id)
             taken.known, taken.kind, taken.pages, taken.passages = row.id, row.kind, row.pages, row.passages
             taken.note = "" if row.file == taken.name else f"The same content is there as {row.file}."
 
+    def _shelf(self, connection: sa.Connection, taken: Taken) -> Any:
+        """The row of the collection, whatever it is called by now. Raises NotFound."""
+        row = connection.execute(sa.select(collections).where(collections.c.id == self._origin.collection)).first()
+        if row is None:
+            raise NotFound(
+                f"{taken.name} was not added: the collection {self._origin.name} is gone.",
+                "Choose another collection, and add the file again.",
+            )
+        return row
+
+    def recognised(self, taken: Taken) -> None:
+        """Have it kept that the file is a document that is there; what it was before goes, unless another file is that."""
+        known = str(taken.known)
+        with self._database.read() as connection:
+            if sources.known_at(connection, self._origin.collection, taken.source) == [known]:
+                return
+        with self._database.begin() as connection:
+            at_path = sources.known_at(connection, self._origin.collection, taken.source)
+            older = sources.becomes(connection, taken.source, known, [id for id in at_path if id != known])
+            if older:
+                take_out(connection, older, why=REPLACED, by=self._origin.by, successor=known)
+                taken.note = f"{taken.note} What this file was before was taken out.".strip()
+        self._forget(older)
+
+    def _forget(self, replaced: Sequence[str]) -> None:
+        self.replaced += len(replaced)
+        for old in replaced:
+            with contextlib.suppress(OSError):
+                stored(self._settings, old).unlink(missing_ok=True)
+
     def keep(self, taken: Taken, vectors: Sequence[Vector] | None) -> str:
-        """Store it for good, in the place of an older one of the same name; returns its id. `vectors`: one a piece, or None."""
+        """Store it for good, in the place of what the file was before; returns its id. `vectors`: one a piece, or None."""
         document = new_id()
         final = stored(self._settings, document)
         try:
@@ -263,29 +300,18 @@ class Intake:
             if isinstance(error, ApplianceError):
                 raise _named(error, taken.name) from error
             raise
-        self._seen.add(document)
-        self.replaced += len(replaced)
-        for old in replaced:
-            with contextlib.suppress(OSError):
-                stored(self._settings, old).unlink(missing_ok=True)
+        self._forget(replaced)
         return document
 
     def _commit(self, taken: Taken, vectors: Sequence[Vector] | None, document: str) -> list[str]:
+        newest = sa.func.max(documents.c.version)
         with self._database.begin() as connection:
             origin = self._origin
-            owner = ensure(connection, origin.collection, origin.by)
-            shelf = connection.execute(
-                sa.select(collections.c.subject, collections.c.grade).where(collections.c.id == owner)
-            ).one()
-            same_name = sa.select(documents.c.id).where(documents.c.collection == owner, documents.c.file == taken.name)
-            older = [old for old in connection.scalars(same_name) if old not in self._seen]
-            if len(older) > 1:
-                # Files of one name from several folders: which of them this one replaces, nobody can tell.
-                taken.note = f"{taken.note} {len(older)} older documents of this name were kept.".strip()
-                older = []
+            shelf = self._shelf(connection, taken)
+            before, others = self._before(connection, taken)
             values = {
                 "id": document,
-                "collection": owner,
+                "collection": shelf.id,
                 "title": taken.title,
                 "file": taken.name,
                 "kind": taken.kind,
@@ -297,7 +323,7 @@ class Intake:
                 "owner": origin.by,
                 "subject": origin.subject or shelf.subject,
                 "grade": origin.grade or shelf.grade,
-                "version": 1 + (connection.scalar(sa.select(documents.c.version).where(documents.c.id.in_(older))) or 0),
+                "version": 1 + (connection.scalar(sa.select(newest).where(documents.c.id.in_(before))) or 0),
                 "passages": len(taken.pieces),
             }
             connection.execute(sa.insert(documents).values(values))
@@ -314,9 +340,27 @@ class Intake:
                 for ordinal, piece in enumerate(taken.pieces)
             ]
             connection.execute(sa.insert(passages), rows)
+            older = sources.becomes(connection, taken.source, document, before)
             take_out(connection, older, why=REPLACED, by=origin.by, successor=document)
+            taken.note = f"{taken.note} {others}".strip()  # of this run, not of the document: its readers never see it
             self._write_down(connection, taken, document)
         return older
+
+    def _before(self, connection: sa.Connection, taken: Taken) -> tuple[list[str], str]:
+        """The documents that the file was until now, and what is to be said of others that bear its name.
+
+        Where nothing is known of its path, the only one of its name of which nobody knows where it lay.
+        """
+        at_path = sources.known_at(connection, self._origin.collection, taken.source)
+        if at_path:
+            return at_path, ""
+        namesakes = sources.namesakes(connection, self._origin.collection, taken.name)
+        placeless = [id for id, placed in namesakes.items() if not placed]
+        before = placeless if len(placeless) == 1 else []
+        count = len(namesakes) - len(before)
+        if count == 1:
+            return before, "Another document of this name is kept; remove it if this one is to take its place."
+        return before, f"{count} other documents of this name are kept; remove those that are out of date." if count else ""
 
     def _write_down(self, connection: sa.Connection, taken: Taken, document: str) -> None:
         """Killed after this, the run knows that the file is done: both are in one transaction."""

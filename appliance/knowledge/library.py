@@ -79,25 +79,31 @@ class Library:
         on_file: Callable[[FileReport], None] | None = None,
         on_progress: Callable[[str, int, int], None] | None = None,
         *,
+        collection_id: str = "",
         by: str = "",
         subject: str = "",
         grade: str = "",
+        inside: str = "",
         journal: Journal | None = None,
     ) -> list[FileReport]:
         """Add files, and folders with all that is below them; one report a file, in the order they were read.
 
-        on_progress(file, passages done, passages in all). What was added before is not read twice. A file of the same name with
-        other content takes the place of the old one once it is complete. A bad file is reported and stops nothing. `by`: the
-        user who adds, to a collection of their own; "" is the command line. `subject` and `grade`: else the collection's.
-        `journal`: who keeps what became of each file, and knows what earlier parts of the same run did.
-        Raises Conflict while another process adds or removes, and for another's collection; BadInput for an impossible one.
+        on_progress(file, passages done, passages in all). What was added before is not read twice. A file with other content
+        than before takes the place of the old one once it is complete; of one of its name from elsewhere it does not. A bad
+        file is reported and stops nothing. The collection is the one of `collection_id`, else of that name, made where there is
+        none; it may be renamed meanwhile, and where it is taken away, its files are reported as failed. `by`: the user who
+        adds, to a collection of their own; "" is the command line. `subject` and `grade`: else the collection's.
+        `inside`: a real path; a file that turns out to lie elsewhere, through a link, is refused.
+        `journal`: who keeps what became of each file.
+        Raises Conflict while another process adds or removes, and for another's collection; BadInput for an impossible one;
+        NotFound where there is none of that id.
         """
         collection = collection_name(collection)
         reports: list[FileReport] = []
         async with self._writing():
-            await asyncio.to_thread(self.shelves.require_owner, collection, by)
-            origin = intake.Origin(collection, by, subject, grade, self._embedding.name)
-            run = await asyncio.to_thread(intake.Intake, self._settings, self._database, origin, journal)
+            shelf = await asyncio.to_thread(self.shelves.meant, collection, by, collection_id)
+            origin = intake.Origin(shelf, collection, by, subject, grade, self._embedding.name)
+            run = await asyncio.to_thread(intake.Intake, self._settings, self._database, origin, journal, inside)
             await asyncio.to_thread(run.tidy)
             await self._embedding.fill()
             try:
@@ -117,8 +123,9 @@ class Library:
     async def remove(self, document: str, within: Within, by: str = "") -> bool:
         """Take a document out, with file, passages and vectors; its links say so from then on. Raises NotFound, Conflict.
 
-        Whether nothing of it is left on the disk but its name: False while others read the database, whose log then keeps old
-        pages until it is folded in after the next removal. What a removal that was killed left is taken away by the next one.
+        Its passages and quotes in chats go as well, sentences that a model wrote do not: see `removal`. Whether nothing else of
+        it is left on the disk but its name: False while others read the database, whose log then keeps old pages until it is
+        folded in after the next removal. What a removal that was killed left is taken away by the next one.
         `by`: a user's id, "" at the command line.
         """
         async with self._writing():
@@ -131,7 +138,7 @@ class Library:
                 take_out(connection, [document], why=REMOVED, by=by)
         finally:
             try:
-                intake.Intake(self._settings, self._database, intake.Origin("")).tidy()
+                intake.Intake(self._settings, self._database, intake.Origin("", "")).tidy()
             finally:
                 self._index.rebuild()
                 erased = self._database.fold_log()
@@ -141,6 +148,12 @@ class Library:
         """Put a document on another shelf; its links go on working. Raises NotFound, Conflict."""
         async with self._writing():
             await asyncio.to_thread(self.shelves.move, document, collection, within)
+            await _to_its_end(self._index.rebuild)
+
+    async def describe(self, collection: str, within: Within, *, subject: str | None = None, grade: str | None = None) -> None:
+        """Say which subject and grade a collection is for: see `Shelves.describe`. Raises NotFound, BadInput, Conflict."""
+        async with self._writing():
+            await asyncio.to_thread(partial(self.shelves.describe, collection, within, subject=subject, grade=grade))
             await _to_its_end(self._index.rebuild)
 
     async def reindex(self, on_progress: Progress | None = None) -> int:
@@ -191,6 +204,8 @@ class Library:
                     document = await _to_its_end(partial(run.keep, taken, vectors))
                     taken.note = " ".join(part for part in (taken.note, "" if vectors is not None else AWAY) if part)
                     taken.passages = len(taken.pieces)
+                else:
+                    await _to_its_end(partial(run.recognised, taken))
         except ApplianceError as error:
             return FileReport(name, "failed", seconds=time.monotonic() - began, error=error, path=intake.shown(path))
         status = "added" if taken.known is None else "unchanged"

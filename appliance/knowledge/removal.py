@@ -1,8 +1,9 @@
 """Taking a document out of the database for good, and what is left of it: a name, a date and a reason.
 
-The rows of its passages go, with text and vectors; conversations keep that a passage of it was cited, and from where, but not
-its text; `gone_documents` remembers what an old link needs. SQLite overwrites deleted rows (`db`); its log keeps old pages
-until it is folded in. Files and the index are the caller's, after the transaction.
+The rows of its passages go, with text and vectors. Conversations keep that a passage of it was cited, and from where, but
+neither its text nor quotes of it (`quoted`); what people typed and sentences that a model wrote stay, and may repeat something
+of it. `gone_documents` remembers what an old link needs. SQLite overwrites deleted rows (`db`); its log keeps old pages until it
+is folded in. Files and the index are the caller's, after the transaction.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from appliance.knowledge import content
+from appliance.knowledge import content, quoted
 from appliance.tables import documents, gone_documents, passages, turns
 
 REMOVED, REPLACED = "removed", "replaced"
@@ -37,8 +38,8 @@ def take_out(connection: sa.Connection, ids: Sequence[str], *, why: str, by: str
 
 
 def _empty(connection: sa.Connection, document: str) -> None:
-    """The text of its passages in conversations goes; title, file and place stay."""
-    chosen = sa.select(turns.c.id, turns.c.passages).where(sa.cast(turns.c.passages, sa.String).contains(document))
+    """What conversations hold of its text goes; title, file and place stay."""
+    chosen = sa.select(turns).where(sa.cast(turns.c.passages, sa.String).contains(document))
     for row in connection.execute(chosen).all():
-        emptied = [{**one, "text": ""} if one.get("document") == document else one for one in row.passages]
-        connection.execute(sa.update(turns).where(turns.c.id == row.id).values(passages=emptied))
+        values = quoted.without(row._asdict(), {document})
+        connection.execute(sa.update(turns).where(turns.c.id == row.id).values(values))

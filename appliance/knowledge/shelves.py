@@ -159,7 +159,7 @@ class Shelves:
     def describe(self, name: str, within: Within, *, subject: str | None = None, grade: str | None = None) -> None:
         """Set subject and grade, of the collection and of its documents that have no other; None leaves one as it is.
 
-        Raises NotFound, BadInput.
+        The caller sees to the index. Raises NotFound, BadInput.
         """
         found = self.one(name, within)
         with self._database.begin() as connection:
@@ -195,12 +195,21 @@ class Shelves:
             if not _shut(connection, id, reader):
                 raise NotFound(f"The collection {name} is not open to that reader.", "See `appliance docs collections`.")
 
-    def require_owner(self, name: str, by: str) -> None:
-        """Raises Conflict where the user `by` would add to another's collection. "" is the command line, and may."""
-        with self._database.read() as connection:
-            owner = connection.scalar(sa.select(collections.c.owner).where(collections.c.name == name))
-        if by and owner not in (None, by):
+    def meant(self, name: str, by: str = "", id: str = "") -> str:
+        """The id of the collection to add to: the one of this id, whatever it is called today; without an id, as `ensure`.
+
+        A new one of the old name would not do: it may be open to others. Raises NotFound where the one of this id is gone,
+        Conflict where the user `by` would add to another's.
+        """
+        with self._database.begin() as connection:
+            if not id:
+                return ensure(connection, name, by)
+            row = connection.execute(sa.select(collections.c.owner).where(collections.c.id == id)).first()
+        if row is None:
+            raise NotFound(f"The collection {name} is gone.", "Choose another collection, and add the files again.")
+        if by and row.owner != by:
             raise _taken(name)
+        return id
 
     def move(self, document: str, name: str, within: Within) -> None:
         """Put a document into the named collection; its passages keep their ids. The caller sees to the index.

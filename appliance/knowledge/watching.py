@@ -9,6 +9,7 @@ kind `ingest`, whose record says afterwards how it went.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from appliance.db import Database
-from appliance.errors import BadInput, NotFound, TooLarge
-from appliance.knowledge.ingest import LATER, Record
+from appliance.errors import BadInput, NotFound
+from appliance.knowledge.ingest import LATER, Record, its_own_fault
 from appliance.knowledge.intake import shown, walk
 from appliance.knowledge.shelves import collection_name, ensure
 from appliance.settings import Settings
@@ -63,8 +64,8 @@ class Watching:
     def add(self, folder: Path, collection: str, by: str = "") -> Watch:
         """Tie a folder to a collection, which is made where there is none. The same again changes nothing. Raises BadInput."""
         name = collection_name(collection)
-        folder = folder.expanduser().resolve()
-        if not folder.is_dir():
+        folder = Path(_real(folder))
+        if not os.path.isdir(folder):
             raise BadInput(f"{folder} is not a folder.", "Name the folder that files are put into.")
         if folder.is_relative_to(self._home) or self._home.is_relative_to(folder):
             raise BadInput(f"{folder} holds the appliance's own files.", "Choose a folder of its own.")
@@ -87,7 +88,7 @@ class Watching:
 
     def one(self, which: str, by: str = "") -> Watch:
         """By its id or its folder; `by` a user: only theirs. Raises NotFound, BadInput where a folder has several."""
-        folder = str(Path(which).expanduser().resolve())
+        folder = _real(which)
         found = [watch for watch in self.all(by) if which == watch.id or folder == watch.folder]
         if not found:
             raise NotFound(f"{which} is not watched.", "See `appliance docs watches`.")
@@ -113,12 +114,22 @@ class Watching:
         under_way = self._settle(kept.get("job", ""), files, watch)
         there, trouble = _there(Path(watch.folder))
         ready = _compare(files, there, whole=not trouble)
+        self._looked(watch, kept, files, trouble)
+        return [] if under_way else ready
+
+    def troubled(self, watch: Watch, trouble: str) -> None:
+        """Have it told why the folder could not be looked at; what is known of its files stands."""
+        with self._database.read() as connection:
+            kept = connection.scalar(sa.select(watches.c.seen).where(watches.c.id == watch.id))
+        if kept is not None:
+            self._looked(watch, kept, kept.get("files", {}), trouble)
+
+    def _looked(self, watch: Watch, kept: dict[str, Any], files: dict[str, Seen], trouble: str) -> None:
         now = {"files": files, "looked": time.time(), "trouble": trouble}
         old = {"files": kept.get("files"), "looked": now["looked"], "trouble": kept.get("trouble")}
         # The list of a large folder is some megabytes: not written twice a minute to say that nothing happened.
         if now != old or time.time() - kept.get("looked", 0.0) > SAY_AGAIN:
             self._keep(watch.id, kept | now)
-        return [] if under_way else ready
 
     def taken(self, watch: Watch, job: str, paths: list[Path]) -> None:
         """These files are in the hands of a job."""
@@ -147,7 +158,7 @@ class Watching:
             report = reports.get(shown(Path(watch.folder) / name))
             fault = report.error if report else None
             if fault is not None or (report is None and state == "failed"):
-                its_own = fault is not None and fault.code in (BadInput.code, TooLarge.code)
+                its_own = fault is not None and its_own_fault(fault.code)
                 seen[:] = [FAILED, *seen[1:4], None if its_own else time.time()]
             elif report is None:
                 seen[0] = LEFT if state == "cancelled" else NEW
@@ -168,20 +179,34 @@ def asked(watch: Watch, paths: list[Path]) -> tuple[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def _real(path: str | Path) -> str:
+    """Where a path leads, whatever is wrong on the way: `Path.resolve` raises for links that lead to themselves."""
+    return os.path.realpath(os.path.expanduser(path))
+
+
 def _there(folder: Path) -> tuple[dict[str, tuple[Path, list[int]]], str]:
     """The files below a folder by their names in it, with size, time and inode; and why these may not be all, or ""."""
-    if folder.resolve() != folder:
+    if os.path.islink(folder) or os.path.realpath(folder) != str(folder):
         return {}, "The folder is a link to another place by now; links are not followed."
-    if not folder.is_dir():
+    try:
+        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_folder = False
+    except OSError as error:
+        return {}, f"The folder cannot be reached: {error.strerror}. What was added from it is kept."
+    if not is_folder:
         return {}, "The folder is not there. What was added from it is kept."
     found: dict[str, tuple[Path, list[int]]] = {}
     trouble = ""
     for path in walk([folder]):
         try:
             facts = os.lstat(path)
-        except OSError:
+        except FileNotFoundError:
             continue  # gone between two system calls
-        if path.is_dir():
+        except OSError as error:  # it is there, for all that is known: nothing has vanished
+            trouble = f"{shown(path)} cannot be looked at: {error.strerror}."
+            continue
+        if stat.S_ISDIR(facts.st_mode):
             trouble = f"The folder {shown(path)} may not be read."
             continue
         if len(found) == FILES:

@@ -15,13 +15,14 @@ from tests.cli.test_commands import run
 def test_a_class_is_made_strict_and_listed(tmp_path: Path) -> None:
     assert json.loads(run(tmp_path, "classes", "list", "--json").stdout) == {"classes": []}
     done = run(tmp_path, "classes", "strict", "7 B", "on")
-    assert done.returncode == 0 and "7 B is answered from documents only." in done.stdout
+    assert done.returncode == 0 and "7 B is to be answered from documents only." in done.stdout
+    assert "as soon as they belong to a class; nobody does yet." in done.stdout
     done = run(tmp_path, "classes", "strict", "7b", "off", "--json")
     assert json.loads(done.stdout) == {"name": "7b", "strict": False}
     run(tmp_path, "classes", "strict", "9 C", "on")
-    assert json.loads(run(tmp_path, "classes", "list", "--json").stdout) == {
-        "classes": [{"name": "7b", "strict": False}, {"name": "9 C", "strict": True}]
-    }
+    listed = run(tmp_path, "classes", "list", "--json")
+    assert json.loads(listed.stdout) == {"classes": [{"name": "7b", "strict": False}, {"name": "9 C", "strict": True}]}
+    assert "as soon as they belong to a class; nobody does yet." in listed.stderr
     for wrong, code in ((["x\ny" * 50, "on"], 1), (["7 B", "perhaps"], 2), (["7 B"], 2)):
         done = run(tmp_path, "classes", "strict", *wrong)
         assert done.returncode == code and "Traceback" not in done.stderr

@@ -22,6 +22,7 @@ from appliance.cli import adding
 from appliance.db import Database
 from appliance.jobs import Jobs
 from appliance.knowledge.ingest import Record
+from appliance.knowledge.shelves import EVERYTHING, Shelves
 from appliance.knowledge.watching import Watch, Watching
 from appliance.settings import Settings
 from tests.cli.test_commands import run
@@ -96,6 +97,10 @@ def test_slides_are_called_slides_and_each_file_has_its_line(home: Path, folder:
     }  # fmt: skip
     jobs = _json(home, "jobs", "list")["jobs"]
     assert [(job["kind"], job["state"]) for job in jobs] == [("docs add", "done")] * 2
+    with _database(home) as database:
+        asked = Jobs(database, Settings(home=home)).get(jobs[0]["id"]).payload
+        (held,) = Shelves(database).list(EVERYTHING)
+        assert asked["collection_id"] == held.id, "whatever it is called by the time that its turn comes"
     shown = _json(home, "jobs", "show", jobs[-1]["id"])
     assert shown["result"] == {"collection": "school", "files": 4, "passages": 3, "added": 2, "unchanged": 0, "failed": 2}
     assert {file["file"]: file["status"] for file in shown["files"]}["rivers.pdf"] == "added"
@@ -171,3 +176,15 @@ def test_another_run_is_named_with_a_way_round_it(home: Path, folder: Path) -> N
         done = run(home, "docs", "add", str(folder))
     assert done.returncode == 75 and "Another light job is under way" in done.stderr and "--later" in done.stderr
     assert [job["state"] for job in _json(home, "jobs", "list")["jobs"]] == ["cancelled"], "nobody asked for it later"
+
+
+def test_what_is_left_to_the_worker_while_it_is_at_the_same_folder_is_a_job_of_its_own(home: Path, folder: Path) -> None:
+    """The one that runs has listed the folder already, and would not see what was put there since."""
+    first = _json(home, "docs", "add", str(folder), "--later")["job"]
+    with _database(home) as database:
+        queue = Jobs(database, Settings(home=home))
+        with queue.hold("light"):
+            running = queue.claim("light", ["ingest"])
+            assert running is not None and running.id == first
+            second = _json(home, "docs", "add", str(folder), "--later")
+    assert second["job"] != first and second["state"] == "queued"

@@ -62,8 +62,8 @@ def _segment(home: Path) -> Path:
 async def test_killed_at_any_step_nothing_is_lost_or_done_twice(tmp_path: Path, apart: bool) -> None:
     """Of adding, replacing, merging; and, apart, of purging what was replaced."""
     seed = await _home(tmp_path / "seed", {"notes.txt": PLANTS, "rivers.txt": RIVERS})
-    incoming = tmp_path / "new"
-    incoming.mkdir()
+    incoming = tmp_path / "seed-source"
+    (incoming / "rivers.txt").unlink()
     (incoming / "notes.txt").write_text(f"{MAGNETS} {PLANTS} These are the new notes.")
     homes = [Path(shutil.copytree(seed, tmp_path / f"home-{number}")) for number in range(32 if apart else 22)]
     told = subprocess.run(

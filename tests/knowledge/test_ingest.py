@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from appliance.jobs import Job, Jobs
 from appliance.knowledge import ingest as bulk
 from appliance.knowledge.intake import FileReport
 from appliance.knowledge.library import EVERYTHING, Library
+from appliance.knowledge.shelves import Reader
 from appliance.settings import CLONE, Settings
 from tests.knowledge.broken_off import run
 from tests.knowledge.helpers import MAGNETS, PLANTS, RIVERS, embed, pdf, pptx, shape
@@ -197,6 +198,48 @@ async def test_files_go_to_the_collection_that_was_meant_or_nowhere(
         connection.exec_driver_sql("DELETE FROM collections WHERE name = 'Teachers'")
     with pytest.raises(NotFound, match="Staff is gone"):
         await _ingest(library, database, jobs.enqueue(bulk.LATER, one | {"paths": [str(tmp_path)]}, lane="light"))
+
+
+@pytest.mark.parametrize("kind", bulk.KINDS)
+@pytest.mark.parametrize("portion", [1, 50])
+async def test_what_a_collection_is_called_meanwhile_opens_none_of_its_files_to_others(
+    library: Library, settings: Settings, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    portion: int, kind: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(bulk, "PORTION_FILES", portion)
+    library.shelves.create("staff", readers=[Reader("role", "teacher")])
+    folder = _files(tmp_path / "in", a=PLANTS, b=RIVERS, c=MAGNETS)
+    job = Jobs(database, settings).enqueue(kind, bulk.later(database, [folder], "staff"), lane="light")
+
+    def rename(report: FileReport) -> None:
+        if report.file == "a.txt":
+            library.shelves.rename("staff", "staff 2026", EVERYTHING)
+
+    assert (await _ingest(library, database, job, on_file=rename))["added"] == 3
+    (held,) = library.shelves.list(EVERYTHING)
+    assert (held.name, held.documents, held.readers) == ("staff 2026", 3, (Reader("role", "teacher"),))
+
+
+async def test_a_collection_that_is_taken_away_meanwhile_does_not_come_back(
+    settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    folder = _files(tmp_path / "in", a=PLANTS, b=RIVERS)
+
+    async def slow(texts: Sequence[str]) -> Any:
+        if library.shelves.list(EVERYTHING):
+            library.shelves.discard("staff", EVERYTHING)
+        return await embed(texts)
+
+    library = Library(settings, database, slow)
+    library.shelves.create("staff", readers=[Reader("role", "teacher")])
+    reports = await library.add([folder], "staff")
+    assert [report.error and report.error.message for report in reports] == [
+        f"{name}.txt was not added: the collection staff is gone." for name in "ab"
+    ]
+    assert library.shelves.list(EVERYTHING) == [] and not list(settings.documents.iterdir())
+    with database.read() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM passages").scalar() == 0
+    library.close()
 
 
 async def test_names_that_are_no_text_have_their_line_too(

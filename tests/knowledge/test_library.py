@@ -48,6 +48,14 @@ async def _passages(library: Library, document: str | None) -> list[Passage]:
     return held[1]
 
 
+async def _texts(library: Library) -> dict[str, list[str]]:
+    """The content of every document, by the name of its file."""
+    held: dict[str, list[str]] = {}
+    for document in await library.documents(EVERYTHING):
+        held.setdefault(document.file, []).append(" ".join(one.text for one in await _passages(library, document.id)))
+    return {file: sorted(texts) for file, texts in held.items()}
+
+
 async def test_add_and_search_with_title_and_page(library: Library, school: Path) -> None:
     seen: list[FileReport] = []
     reports = await library.add([school], on_file=seen.append)
@@ -118,10 +126,129 @@ async def test_files_of_one_name_in_two_folders_are_both_kept(library: Library, 
         (tmp_path / "in" / folder).mkdir(parents=True)
         (tmp_path / "in" / folder / "notes.txt").write_text(text)
     await library.add([tmp_path / "in"])
-    assert len(await library.documents(EVERYTHING)) == 2
+    first = {document.id for document in await library.documents(EVERYTHING)}
+    assert len(first) == 2
     (tmp_path / "in" / "a" / "notes.txt").write_text(MAGNETS)
     (report,) = await library.add([tmp_path / "in" / "a"])
-    assert "2 older documents of this name were kept" in report.note
+    assert report.note == "", "it has the place of what it was itself"
+    assert await _texts(library) == {"notes.txt": [MAGNETS, RIVERS]}
+
+
+async def test_a_file_of_the_same_name_from_another_folder_is_another_document_in_a_later_run_too(
+    library: Library, tmp_path: Path
+) -> None:
+    for number, text in enumerate((PLANTS, RIVERS, MAGNETS), 1):
+        folder = tmp_path / f"Term {number}"
+        folder.mkdir()
+        (folder / "worksheet.txt").write_text(text)
+        (report,) = await library.add([folder / "worksheet.txt"])
+        assert report.status == "added"
+        kept = ["", "Another document of this name is kept", "2 other documents of this name are kept"][number - 1]
+        assert report.note.startswith(kept) and bool(report.note) == bool(kept)
+    assert await _texts(library) == {"worksheet.txt": sorted([PLANTS, RIVERS, MAGNETS])}
+    assert {document.version for document in await library.documents(EVERYTHING)} == {1}
+    assert all(document.note == "" for document in await library.documents(EVERYTHING)), "no matter of its readers"
+    (tmp_path / "Term 2" / "worksheet.txt").write_text(f"{RIVERS} Corrected.")
+    (tmp_path / "link").symlink_to(tmp_path / "Term 2")
+    (report,) = await library.add([tmp_path / "link" / ".." / "Term 2" / "worksheet.txt"])
+    assert await _texts(library) == {"worksheet.txt": sorted([PLANTS, f"{RIVERS} Corrected.", MAGNETS])}
+
+
+async def test_a_copy_that_nobody_corrected_stays_and_has_its_own_name(library: Library, tmp_path: Path) -> None:
+    for name in ("plants.txt", "plants for 7B.txt"):
+        (tmp_path / name).write_text(PLANTS)
+    first, _ = await library.add([tmp_path / "plants.txt", tmp_path / "plants for 7B.txt"])
+    (tmp_path / "plants.txt").write_text(RIVERS)
+    await library.add([tmp_path / "plants.txt"])
+    assert await _texts(library) == {"plants for 7B.txt": [PLANTS], "plants.txt": [RIVERS]}
+    assert not isinstance(await library.document(str(first.document), EVERYTHING), Gone)
+    (tmp_path / "plants for 7B.txt").write_text(MAGNETS)
+    await library.add([tmp_path / "plants for 7B.txt"])
+    assert await _texts(library) == {"plants for 7B.txt": [MAGNETS], "plants.txt": [RIVERS]}
+
+
+async def test_a_folder_that_was_moved_is_the_same_folder(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "Term 1").mkdir()
+    (tmp_path / "Term 1" / "worksheet.txt").write_text(PLANTS)
+    await library.add([tmp_path / "Term 1"])
+    (tmp_path / "Term 1").rename(tmp_path / "Autumn")
+    assert [report.status for report in await library.add([tmp_path / "Autumn"])] == ["unchanged"]
+    (tmp_path / "Autumn" / "worksheet.txt").write_text(RIVERS)
+    await library.add([tmp_path / "Autumn"])
+    assert await _texts(library) == {"worksheet.txt": [RIVERS]}
+
+
+async def test_what_was_added_before_paths_were_kept_is_known_by_its_name_where_that_is_plain(
+    library: Library, database: Database, tmp_path: Path
+) -> None:
+    async def two(first: str, second: str) -> list[FileReport]:
+        for folder, text in (("a", first), ("b", second)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / "notes.txt").write_text(text)
+        return await library.add([tmp_path / "a", tmp_path / "b"])
+
+    def forget() -> None:
+        with database.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM document_paths")
+
+    await two(PLANTS, RIVERS)
+    forget()
+    (tmp_path / "a" / "notes.txt").write_text(MAGNETS)
+    (report,) = await library.add([tmp_path / "a"])
+    assert report.note.startswith("2 other documents of this name are kept"), "which of the two it was, nobody can tell"
+    assert await _texts(library) == {"notes.txt": sorted([PLANTS, RIVERS, MAGNETS])}
+    await library.add([tmp_path / "b"])  # unchanged: from now on its place is known
+    (tmp_path / "a" / "notes.txt").write_text(f"{MAGNETS} Twice.")
+    await library.add([tmp_path / "a"])
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "notes.txt").write_text(f"{PLANTS} Newer.")
+    await library.add([tmp_path / "c"])
+    assert await _texts(library) == {"notes.txt": sorted([f"{PLANTS} Newer.", RIVERS, f"{MAGNETS} Twice."])}
+
+
+async def test_a_file_that_was_corrected_by_copying_another_over_it_is_not_found_as_it_was(
+    library: Library, settings: Settings, tmp_path: Path
+) -> None:
+    rules, final = tmp_path / "rules.txt", tmp_path / "rules final.txt"
+    rules.write_text(f"{PLANTS} The old rule is aardvark.")
+    final.write_text(f"{PLANTS} The new rule is badger.")
+    new, old = await library.add([final, rules])
+    rules.write_bytes(final.read_bytes())
+    (report,) = await library.add([rules])
+    assert (report.status, report.document) == ("unchanged", new.document)
+    assert report.note == "The same content is there as rules final.txt. What this file was before was taken out."
+    assert await _texts(library) == {"rules final.txt": [final.read_text()]}
+    gone = await library.document(str(old.document), EVERYTHING)
+    assert isinstance(gone, Gone) and (gone.why, gone.successor) == ("replaced", new.document)
+    assert [file.name for file in settings.documents.iterdir()] == [new.document]
+    assert _files(await library.search("What is the old rule aardvark?", within=EVERYTHING)) == ["rules final.txt"]
+
+
+async def test_two_files_that_changed_places_are_both_there(library: Library, tmp_path: Path) -> None:
+    one, two = tmp_path / "1.txt", tmp_path / "2.txt"
+    one.write_text(PLANTS)
+    two.write_text(RIVERS)
+    await library.add([one, two])
+    one.write_text(RIVERS)
+    two.write_text(PLANTS)
+    await library.add([one, two])
+    assert sorted(text for texts in (await _texts(library)).values() for text in texts) == sorted([PLANTS, RIVERS])
+    assert {report.status for report in await library.add([one, two])} == {"unchanged"}
+
+
+async def test_a_path_that_no_file_can_have_stops_no_other(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "plants.txt").write_text(PLANTS)
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    bad = [
+        tmp_path / ("y" * 300 + ".txt"),
+        tmp_path / "round" / "x.txt",
+        tmp_path / "x\0y.txt",
+        tmp_path / "plants.txt" / "x.txt",
+    ]
+    reports = await library.add([*bad, tmp_path / "plants.txt"])
+    assert [report.status for report in reports] == ["failed"] * 4 + ["added"]
+    for report in reports[:4]:
+        assert report.error is not None and report.file in report.error.message and report.error.hint
 
 
 async def test_bad_files_stop_nothing_and_each_gets_a_sentence(library: Library, school: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from appliance.db import Database
 from appliance.errors import BadInput, Conflict, NotFound
+from appliance.knowledge import index
 from appliance.knowledge.library import Document, Filter, Gone, Library, Passage
 from appliance.knowledge.shelves import EVERYTHING, Reader, Shelves
 from appliance.settings import Settings
@@ -170,6 +171,34 @@ async def test_a_filter_by_subject_or_grade_finds_nothing_else(library: Library,
                 await library.document(id, within)
 
 
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_described_collection_is_found_by_another_process_however_large_it_is(
+    library: Library, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """`killed`: between the database and the index. A search brings no more than QUICK passages up to date by itself."""
+    library.shelves.create("Year 7", subject="science", grade="7")
+    ids = {await added(library, tmp_path / f"{n}.txt", f"{PLANTS} Number {n}.", "Year 7") for n in range(5)}
+    other_year = await added(library, tmp_path / "other.txt", RIVERS, "Year 8")
+    monkeypatch.setattr(index, "QUICK", 2)
+    if killed:
+        library.shelves.describe("Year 7", EVERYTHING, subject="biology", grade="8")
+    else:
+        await library.describe("Year 7", EVERYTHING, subject="biology", grade="8")
+    year = frozenset({library.shelves.one("Year 7", EVERYTHING).id})
+    other = Library(settings, Database(settings.database), embed)
+    for process in (other, library):
+        for within, wanted in (
+            (EVERYTHING, ids),
+            (Filter(year), ids),
+            (Filter(year, frozenset({"biology"}), frozenset({"8"})), ids),
+            (Filter(year, frozenset({"science"})), set()),
+            (Filter(year, grades=frozenset({"7"})), set()),
+        ):
+            found = await process.search(QUESTION, k=9, within=within)
+            assert {copy.document for one in found.passages for copy in (one, *one.also)} - {other_year} == wanted, within
+    other.close()
+
+
 # --- moving ----------------------------------------------------------------------------------------------------------
 async def test_a_document_that_moves_keeps_its_links_and_changes_its_readers(library: Library, tmp_path: Path) -> None:
     id = await added(library, tmp_path / "a.txt", PLANTS, "Year 7")
@@ -220,6 +249,19 @@ async def test_a_move_that_cannot_be_is_refused_and_changes_nothing(library: Lib
         await library.move("0" * 16, "Year 8", EVERYTHING)
     await library.move(id, "Year 7", EVERYTHING)
     assert (await opened(library, id))[0].collection == "Year 7"
+
+
+async def test_an_id_opens_nobody_elses_collection_and_none_that_is_gone(library: Library, tmp_path: Path) -> None:
+    hers = library.shelves.create("Physics", owner="ann").id
+    (tmp_path / "a.txt").write_text(PLANTS)
+    with pytest.raises(Conflict):
+        await library.add([tmp_path / "a.txt"], "Physics", collection_id=hers, by="ben")
+    library.shelves.rename("Physics", "Physics 7B", EVERYTHING)
+    (report,) = await library.add([tmp_path / "a.txt"], "Physics", collection_id=hers, by="ann")
+    assert (await opened(library, str(report.document)))[0].collection == "Physics 7B"
+    with pytest.raises(NotFound, match="Physics is gone"):
+        await library.add([tmp_path / "a.txt"], "Physics", collection_id="0" * 16)
+    assert [one.name for one in library.shelves.list(EVERYTHING)] == ["Physics 7B"]
 
 
 # --- versions, and what is gone --------------------------------------------------------------------------------------
@@ -280,7 +322,10 @@ async def test_a_move_waits_for_nobody_and_says_who_is_at_work(library: Library,
     id = await added(library, tmp_path / "a.txt", PLANTS)
     library.shelves.create("Staff")
     with locked(settings.run / "documents.lock"):
-        for work in (library.move(id, "Staff", EVERYTHING), library.remove(id, EVERYTHING), library.reindex()):
+        for work in (
+            library.move(id, "Staff", EVERYTHING), library.remove(id, EVERYTHING), library.reindex(),
+            library.describe("Staff", EVERYTHING, subject="science"),
+        ):  # fmt: skip
             with pytest.raises(Conflict, match="another run"):
                 await work
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -360,3 +361,43 @@ def test_no_list_of_names_reaches_further_than_its_asker(school: School, name: s
         assert not set(names) & SEES[name]
         return
     assert {collection.name for collection in school.box.library.shelves.list(within)} == set(names) & SEES[name]
+
+
+@pytest.mark.parametrize("by", ["quotes", "starter", "model"])
+async def test_an_old_chat_shows_the_text_of_a_document_only_while_it_may_be_seen(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    box = make_box(settings, library=lambda database: Library(settings, database, embed))
+    head = User("head", "Head", "administrator")
+    monkeypatch.setattr(box.accounts, "session", lambda _token: Session(head, "token"))
+    with box.database.begin() as connection:
+        connection.execute(sa.insert(users).values(id="head", name="Head", role=head.role, password_hash="!", created=0))
+    (tmp_path / "The plants.txt").write_text(f"{PLANTS} So says {canary('plants')}.")
+    (report,) = await box.library.add([tmp_path / "The plants.txt"])
+    box.library.shelves.create("Staff")
+    box.pool.model, box.pool.starter = None if by == "quotes" else "green-1", by == "starter"
+    box.pool.answer = "Plants make sugar [1]."
+    async with aclosing(box.chat.answer(head, "How do plants make sugar?")) as events:
+        (ids,) = [event.data async for event in events if event.kind == "turn"]
+    async with _client(School(box, {}), "head") as client:
+
+        async def page() -> str:
+            return (await client.get(f"/chat/{ids['conversation']}")).text
+
+        assert canary("plants") in await page()
+        await box.library.move(report.document, "Staff", EVERYTHING)
+        hidden = await page()
+        stored = await client.get(f"/chat/stream/{ids['turn']}")
+        assert canary("plants") not in hidden + stored.text
+        assert "The plants" in hidden and "How do plants make sugar?" in hidden
+        assert ("Plants make sugar" in hidden) == (by != "quotes"), "a model's own words stay"
+        box.pool.model, box.pool.starter = "green-1", False
+        async with aclosing(box.chat.answer(head, "Tell me more.", conversation=ids["conversation"])) as events:
+            async for _ in events:
+                pass
+        assert canary("plants") not in repr(box.pool.requests[-1]), "nor does the model read it there"
+        await box.library.move(report.document, "school", EVERYTHING)
+        assert canary("plants") in await page()
+    await box.chat.close()
+    box.library.close()
+    box.database.close()

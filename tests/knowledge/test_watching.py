@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from appliance.cli import worker
 from appliance.db import Database
 from appliance.errors import BadInput, NotFound
 from appliance.jobs import Job, Jobs, Tell, work_one
@@ -259,3 +264,122 @@ async def test_a_folder_of_too_many_files_says_so(school: School, monkeypatch: p
         (school.folder / f"{number}.txt").write_text(f"{PLANTS} {number}.")
     assert await school.seen() == {"there": 3}
     assert "more files than are looked at" in school.now().trouble
+
+
+# --- folders that cannot be looked at -----------------------------------------------------------------------------------
+def _leads_to_itself(folder: Path, _patch: pytest.MonkeyPatch) -> None:
+    folder.rmdir()
+    folder.symlink_to(folder)
+
+
+def _lies_below_one_that_may_not_be_entered(folder: Path, _patch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("nothing is forbidden to root")
+    folder.parent.chmod(0)
+
+
+def _lies_on_a_disk_that_fails(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def stat(path: Any, **more: Any) -> os.stat_result:
+        if str(path) == str(folder):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, **more)
+
+    real = os.stat
+    patch.setattr(os, "stat", stat)
+
+
+def _fails_in_a_way_that_nobody_thought_of(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def walk(paths: list[Path]) -> Iterator[Path]:
+        if folder in paths:
+            raise ZeroDivisionError("something")
+        return real(paths)
+
+    real = module.walk
+    patch.setattr(module, "walk", walk)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        _leads_to_itself,
+        _lies_below_one_that_may_not_be_entered,
+        _lies_on_a_disk_that_fails,
+        _fails_in_a_way_that_nobody_thought_of,
+    ],
+)
+async def test_a_folder_that_cannot_be_looked_at_says_so_and_stops_no_other(
+    school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[Path, pytest.MonkeyPatch], None]
+) -> None:
+    bad = tmp_path / "a" / "bad"  # by their folders, it is looked at before the good one
+    bad.mkdir(parents=True)
+    watch = school.watching.add(bad, "Year 8")
+    (school.folder / "plants.txt").write_text(PLANTS)
+    appliance: Any = SimpleNamespace(
+        database=school.database, settings=Settings(home=tmp_path / "unused").model_copy(update={"watch_seconds": 0.02})
+    )
+    with monkeypatch.context() as patch:
+        trouble(bad, patch)
+        task = asyncio.ensure_future(worker.watch(appliance, school.queue))
+        until = time.monotonic() + 60.0
+        while school.now().states != {"taken": 1} or not school.watching.one(watch.id).trouble:
+            assert not task.done() and time.monotonic() < until
+            await asyncio.sleep(0.02)
+    bad.parent.chmod(0o700)
+    if bad.is_symlink():
+        bad.unlink()
+        bad.mkdir()
+    told = school.watching.one(watch.id).trouble
+    assert told.startswith("The folder ") and told.endswith(".") and "Traceback" not in told
+    while school.watching.one(watch.id).trouble:
+        assert not task.done() and time.monotonic() < until, "it is looked at again, and is well"
+        await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_watching_goes_on_though_the_list_of_folders_could_not_be_read_once(
+    school: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> list[Watch]:
+        raise RuntimeError("no such luck")
+
+    appliance: Any = SimpleNamespace(
+        database=school.database, settings=Settings(home=tmp_path / "unused").model_copy(update={"watch_seconds": 0.02})
+    )
+    note = tmp_path / "worker.log"
+    monkeypatch.setattr(school.queue, "note", lambda _id, line: note.write_text(line))
+    until = time.monotonic() + 60.0
+    with monkeypatch.context() as patch:
+        patch.setattr(Watching, "all", broken)
+        task = asyncio.ensure_future(worker.watch(appliance, school.queue))
+        while not note.is_file():
+            assert not task.done() and time.monotonic() < until
+            await asyncio.sleep(0.02)
+    assert "no such luck" in note.read_text()
+    while school.now().looked is None:
+        assert not task.done() and time.monotonic() < until
+        await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_file_that_cannot_be_looked_at_has_not_vanished(school: School, monkeypatch: pytest.MonkeyPatch) -> None:
+    (school.folder / "plants.txt").write_text(PLANTS)
+    assert await school.seen() == {"there": 1}
+
+    def lstat(path: Any, **more: Any) -> os.stat_result:
+        if str(path).endswith("plants.txt"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, **more)
+
+    real = os.lstat
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lstat)
+        school.look()
+    assert school.now().states == {"there": 1} and "cannot be looked at" in school.now().trouble
+
+
+def test_a_watch_is_ended_by_a_folder_that_leads_to_itself_by_now(school: School) -> None:
+    school.folder.rmdir()
+    school.folder.symlink_to(school.folder)
+    assert school.watching.remove(str(school.folder)).id == school.watch.id

@@ -49,6 +49,14 @@ def _tables() -> None:
         sa.PrimaryKeyConstraint("collection", "kind", "name"),
     )
     op.create_table(
+        "document_paths",
+        sa.Column("document", sa.String(), nullable=False),
+        sa.Column("path", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["document"], ["documents.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("document", "path"),
+    )
+    op.create_index(op.f("ix_document_paths_path"), "document_paths", ["path"], unique=False)
+    op.create_table(
         "gone_documents",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("collection", sa.String(), nullable=False),
