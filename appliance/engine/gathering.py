@@ -1,13 +1,14 @@
 """Many callers, one batch: texts to embed that arrive together are computed together.
 
 A class that asks at once sends thirty single questions to the embedder; one call with thirty texts takes a fraction of thirty
-calls. Hides the short window in which texts are gathered (while one batch is computed, the next gathers by itself), and that a
-text the embedder cannot take fails its own caller alone.
+calls. Hides the short window in which texts are gathered (who comes alone waits for none, and while one batch is computed, the
+next gathers by itself), and that a text the embedder cannot take fails its own caller alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,17 +37,21 @@ class Gathering:
         self._window = window
         self._waiting: list[_Caller] = []
         self._worker: asyncio.Task[None] | None = None
+        self._last = -math.inf  # when the last caller came
 
     async def __call__(self, texts: Sequence[str]) -> Vectors:
         """Rows in the order of `texts`. Raises what `embed` raises for them."""
-        caller = _Caller(texts, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        caller = _Caller(texts, loop.create_future())
         self._waiting.append(caller)
+        alone = loop.time() - self._last >= self._window
+        self._last = loop.time()
         if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+            self._worker = asyncio.create_task(self._work(0 if alone else self._window))
         return await caller.future
 
-    async def _work(self) -> None:
-        await asyncio.sleep(self._window)
+    async def _work(self, window: float) -> None:
+        await asyncio.sleep(window)
         while self._waiting:
             await self._answer(self._next())
 

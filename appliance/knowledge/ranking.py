@@ -7,16 +7,15 @@ question is covered at all. Hides the weights and the usual threshold. Fetches n
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from appliance.knowledge.index import Reader, Vector
 from appliance.knowledge.shelves import Within
-from appliance.knowledge.words import query_words, stem, words
+from appliance.knowledge.words import query_words, sentences, stem
 
 POOL = 60  # passages that each of the two may propose
 FUSION = 60.0  # the constant of reciprocal rank fusion: how little the very first places count for
@@ -37,7 +36,6 @@ FLOOR = 0.3  # cosine below which shared words are a coincidence ("the heart of 
 COVERED_BY_WORDS = 0.6  # the share alone, while there is no embedder
 BEST = 5  # passages whose words are looked at then
 
-_SENTENCE = re.compile(r"(?<=[.!?\u2026])\s+|(?<=[\u3002\uff01\uff1f])|\n")
 _NUMBERED = re.compile(r"\s*(?:\(?[a-z0-9]{1,4}[.)]|\d+\b)")
 
 
@@ -67,6 +65,27 @@ class Verdict:
     needed: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a text holds of the question's telling words, sentence by sentence and as a whole, and what it loses as a drill."""
+
+    sentences: tuple[frozenset[str], ...]
+    whole: frozenset[str]
+    drill: float
+
+
+class _Telling(dict[str, str]):
+    """The stem of each word that has one of a question's; "" for all others, which are most."""
+
+    def __init__(self, stems: Collection[str]) -> None:
+        super().__init__()
+        self._stems = stems
+
+    def __missing__(self, word: str) -> str:
+        found = self[word] = one if (one := stem(word)) in self._stems else ""
+        return found
+
+
 class Judge:
     """Weighs passages against one question."""
 
@@ -81,50 +100,56 @@ class Judge:
                 unknown.add(stem(word))
         self._whole = sum(self._weights.values()) or 1.0
         self._unknown = sum(self._weights[word] for word in unknown) / self._whole
-        self._telling = frozenset(self._weights)
+        self._telling = _Telling(self._weights)
+        self._texts: dict[str, _Read] = {}  # the same question may be judged twice, over more texts the second time
+        self._shares: dict[frozenset[str], float] = {}
         self._by_words = by_words
 
     def order(
         self, texts: Mapping[int, str], cosines: Mapping[int, float], beside: Mapping[int, Sequence[int]] | None = None
     ) -> Verdict:
         """Equals stay in their order. `beside`: the neighbours of a passage in its place, where they are among the texts."""
-        held = {passage: [sentence & self._telling for sentence in _sentences(text)] for passage, text in texts.items()}
-        whole = {passage: frozenset[str]().union(*sentences) for passage, sentences in held.items()}
+        read = {passage: self._read(text) for passage, text in texts.items()}
         if self._by_words:
             # BM25 has weighed the words already, and how often they stand there; the share only says whether it is enough.
-            shares = {passage: self._share(whole[passage]) for passage in list(texts)[:BEST]}
+            shares = {passage: self._share(read[passage].whole) for passage in list(texts)[:BEST]}
             return Verdict(list(texts), shares, COVERED_BY_WORDS)
         evidence: dict[int, float] = {}
         reached: dict[int, float] = {}
-        for passage, text in texts.items():
-            around = whole[passage].union(*(whole[other] for other in (beside or {}).get(passage, ())))
+        for passage, text in read.items():
+            around = text.whole.union(*(read[other].whole for other in (beside or {}).get(passage, ())))
             evidence[passage] = (
                 cosines.get(passage, 0.0)
-                + NEAR_WEIGHT * self._closest(held[passage])
+                + NEAR_WEIGHT * self._closest(text.sentences)
                 + PLACE_WEIGHT * self._share(around)
-                - _drill(text)
+                - text.drill
             )
             if passage not in cosines:
                 # A passage without a vector (added while the engine was down) must not be hidden for that.
-                reached[passage] = COVERED + self._share(whole[passage]) - COVERED_BY_WORDS
+                reached[passage] = COVERED + self._share(text.whole) - COVERED_BY_WORDS
             elif cosines[passage] >= FLOOR:
                 reached[passage] = evidence[passage] - UNKNOWN * self._unknown
         return Verdict(sorted(texts, key=lambda passage: -evidence[passage]), reached, COVERED)
 
+    def _read(self, text: str) -> _Read:
+        known = self._texts.get(text)
+        if known is None:
+            of = self._telling.__getitem__
+            held = tuple(frozenset(filter(None, map(of, sentence))) for sentence in sentences(text))
+            known = self._texts[text] = _Read(held, frozenset[str]().union(*held), _drill(text))
+        return known
+
     def _share(self, held: frozenset[str]) -> float:
         """How much of the question's telling words they are, 0 to 1."""
-        return sum(self._weights[word] for word in held) / self._whole
+        known = self._shares.get(held)
+        if known is None:
+            known = self._shares[held] = sum(self._weights[word] for word in held) / self._whole
+        return known
 
     def _closest(self, sentences: Sequence[frozenset[str]]) -> float:
         """The most of them that two sentences in a row hold."""
         pairs = {one | other for one, other in pairwise(sentences)} or set(sentences)
         return max(map(self._share, pairs), default=0.0)
-
-
-@functools.lru_cache(maxsize=1_000)
-def _sentences(text: str) -> tuple[frozenset[str], ...]:
-    """The stems of each sentence's words."""
-    return tuple(frozenset(map(stem, words(part))) for part in _SENTENCE.split(text) if part and not part.isspace())
 
 
 def _drill(text: str) -> float:

@@ -2,35 +2,28 @@
 
 Schools keep a chapter as PDF and as DOCX, and last year's edition of both: the same words stand in several documents, and would
 fill the first five places. Of such copies one stands for all, the one with a page number before others, and names the rest.
-What was cut apart on one page, or under one heading, is put together again where both parts were found. Hides how copies are
-told. Embeds nothing, and knows no people: the rows it is given access to are those that may be seen.
+What was cut apart on one page, or under one heading, is put together again where both parts were found. Embeds nothing, and
+knows no people: the rows it is given access to are those that may be seen.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
+from appliance.knowledge.copies import Sequences, beside, copies
 from appliance.knowledge.index import DIMENSIONS, Reader, Vector
 from appliance.knowledge.ranking import Judge, Verdict, propose
 from appliance.knowledge.reranking import Rerank
 from appliance.knowledge.shelves import Within
-from appliance.knowledge.words import words
 from appliance.tables import collections as collections_table
 from appliance.tables import documents as documents_table
 from appliance.tables import passages as passages_table
 
-SHINGLE = 5  # words in a row that are compared
-# A passage of which this share of word sequences stands in another document says nothing new. Of 1,873 passages of school books
-# in five formats 91 % stand so in the PDF of their chapter, and 40 % in a single passage of it: each format is cut elsewhere.
-COPY = 0.8
-PART = 0.3  # the share that a page must hold to stand for a copy
 TWINS = 8  # passages nearest to one without a page, among which a copy with a page is looked for
 JOINED = 3  # passages of one place that are shown as one: no more than some 400 words
 RERANKED = 20  # passages that a cross-encoder reads
@@ -99,7 +92,7 @@ def search(
     looked = _Looked(generation, rows, None if lexical_only else vector)
     proposed, cosines = propose(generation, text, looked.vector, within)
     looked.add(proposed, cosines)
-    looked.add_neighbours(_beside(looked.rows, looked.sequences))
+    looked.add_neighbours(beside(looked.rows, looked.sequences))
     judge = Judge(generation, text, lexical_only)
     verdict = looked.judged(judge)
     stands_for = looked.copies(verdict.order)
@@ -124,7 +117,7 @@ class _Looked:
         self._run = rows
         self.vector = vector
         self.rows: dict[int, Any] = {}
-        self.sequences: dict[int, set[int]] = {}
+        self.sequences = Sequences()
         self.cosines: dict[int, float] = {}
 
     def add(self, ids: Iterable[int], cosines: Mapping[int, float] | None = None) -> None:
@@ -134,17 +127,18 @@ class _Looked:
             return
         found = {row.id: row for row in self._run(passage_rows().where(passages_table.c.id.in_(new)))}
         self.rows |= {id: found[id] for id in new if id in found}
-        self.sequences |= {id: _sequences(row.text) for id, row in found.items()}
+        for id, row in found.items():
+            self.sequences.add(id, row.text)
         if cosines is None and self.vector is not None:
             cosines = self._generation.cosines(list(found), self.vector)
         self.cosines |= cosines or {}
 
-    def add_neighbours(self, beside: Mapping[int, str]) -> None:
+    def add_neighbours(self, wanted: Mapping[int, str]) -> None:
         """Passages by id, each only where it is in the document that it was looked for in."""
         known = set(self.rows)
-        self.add(beside)
-        for id in [id for id in self.rows if id not in known and self.rows[id].document != beside[id]]:
-            del self.rows[id], self.sequences[id]
+        self.add(wanted)
+        for id in [id for id in self.rows if id not in known and self.rows[id].document != wanted[id]]:
+            del self.rows[id]
 
     def add_twins(self, order: Sequence[int], stands_for: Mapping[int, int], k: int, within: Within) -> bool:
         """Whether there was more to look at for the first of the `k` best that has no page.
@@ -175,8 +169,8 @@ class _Looked:
         return self.rows.keys() != known
 
     def judged(self, judge: Judge) -> Verdict:
-        beside = {id: [other for other in (id - 1, id + 1) if _one_place(self.rows, id, other)] for id in self.rows}
-        return judge.order({id: row.text for id, row in self.rows.items()}, self.cosines, beside)
+        near = {id: [other for other in (id - 1, id + 1) if _one_place(self.rows, id, other)] for id in self.rows}
+        return judge.order({id: row.text for id, row in self.rows.items()}, self.cosines, near)
 
     def copies(self, order: Sequence[int]) -> dict[int, int]:
         return copies({passage: self.rows[passage] for passage in order}, self.sequences)
@@ -192,11 +186,11 @@ def _joined(order: Sequence[int], rows: Mapping[int, Any], k: int) -> list[list[
     """The `k` best places: what follows each other in one place is one, the best of it first."""
     groups: list[list[int]] = []
     for passage in order:
-        beside = (
+        touching = (
             group for group in groups
             if len(group) < JOINED and any(abs(one - passage) == 1 and _one_place(rows, one, passage) for one in group)
         )  # fmt: skip
-        if group := next(beside, None):
+        if group := next(touching, None):
             group.append(passage)
         elif len(groups) < k:
             groups.append([passage])
@@ -230,66 +224,6 @@ def _one_place(rows: Mapping[int, Any], one: int, other: int) -> bool:
         return False
     here, there = rows[one], rows[other]
     return bool((here.document, here.place, here.page) == (there.document, there.place, there.page))
-
-
-def copies(rows: Mapping[int, Any], sequences: Mapping[int, set[int]]) -> dict[int, int]:
-    """Of the passages, best first, which are copies, and the one that stands for each.
-
-    A copy says nothing that another document does not say, be it in two passages, for formats are cut in different places; the
-    better of these then stands for it. Pages of one document are never copies of each other: both are worth a visit.
-    """
-    holders: dict[int, list[int]] = {}
-    stands_for: dict[int, int] = {}
-    place = {passage: number for number, passage in enumerate(rows)}
-    for passage in sorted(rows, key=lambda passage: rows[passage].page is None):  # equals stay in their order
-        mine = sequences[passage]
-        parts = {other: count for other, count in _shared(mine, holders).items() if not _one_book(rows, other, passage)}
-        best = max(parts, key=parts.__getitem__, default=None)
-        if best is not None:
-            same = [other for other in parts if _one_book(rows, other, best)]
-            if len(mine.intersection(chain.from_iterable(sequences[other] for other in same))) >= COPY * len(mine):
-                good = [other for other in same if parts[other] >= PART * len(mine)] or [best]
-                stands_for[passage] = min(good, key=place.__getitem__)
-                continue
-        for sequence in mine:
-            holders.setdefault(sequence, []).append(passage)
-    return stands_for
-
-
-def _shared(mine: set[int], holders: Mapping[int, list[int]]) -> Counter[int]:
-    """How many of the word sequences each holder has as well."""
-    return Counter(chain.from_iterable(holders[sequence] for sequence in mine if sequence in holders))
-
-
-def _one_book(rows: Mapping[int, Any], one: int, other: int) -> bool:
-    return bool(rows[one].document == rows[other].document)
-
-
-def _beside(rows: Mapping[int, Any], sequences: Mapping[int, set[int]]) -> dict[int, str]:
-    """Passages before and after those pages of which a part stands in a passage without a page, with their document.
-
-    The rest of that passage likely stands there. Passages of a document follow each other by their ids.
-    """
-    holders: dict[int, list[int]] = {}
-    for passage, row in rows.items():
-        if row.page is not None:
-            for sequence in sequences[passage]:
-                holders.setdefault(sequence, []).append(passage)
-    beside: dict[int, str] = {}
-    for passage, row in rows.items():
-        if row.page is None:
-            for other, count in _shared(sequences[passage], holders).items():
-                if PART * len(sequences[passage]) <= count < COPY * len(sequences[passage]):
-                    beside |= dict.fromkeys((other - 1, other + 1), rows[other].document)
-    return {passage: document for passage, document in beside.items() if passage not in rows}
-
-
-def _sequences(text: str) -> set[int]:
-    """Every SHINGLE words in a row, as a number each."""
-    said = words(text)
-    if len(said) <= SHINGLE:
-        return {hash(said)} if said else set()
-    return set(map(hash, zip(*(said[start:] for start in range(SHINGLE)), strict=False)))
 
 
 def passage_rows() -> sa.Select[Any]:

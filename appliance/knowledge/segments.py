@@ -87,7 +87,8 @@ class Segment:
 
     def passages(self, scored: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
         """Rows with a score, as passages with it."""
-        return [(int(self.rows["passage"][row]), score) for row, score in scored]
+        ids = self.rows["passage"]
+        return [(int(ids[row]), score) for row, score in scored]
 
 
 def _fits(one: Described, within: Filter | None) -> bool:

@@ -1,8 +1,8 @@
 """A text's words as the search compares them: case, accents and scripts without spaces.
 
 French "Photosynthèse" is "photosynthese", whichever way it was typed; a Hindi word keeps its vowel signs; Chinese, Japanese and
-Thai, which put no spaces between words, count by pairs of neighbouring characters. Hides the scripts, the stop words (English)
-and the endings (English). Knows no index.
+Thai, which put no spaces between words, count by pairs of neighbouring characters. Hides the scripts, where sentences end, the
+stop words (English) and the endings (English). Knows no index.
 """
 
 from __future__ import annotations
@@ -38,6 +38,15 @@ _RUN = re.compile(f"[{UNSPACED}]+|[^{UNSPACED}]+")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _ACCENTS = re.compile("[\u0300-\u036f]")  # of Latin, Greek and Cyrillic: what the index leaves out, too
 
+# Most texts of a school need no more than ASCII to be taken apart, but for quotation marks, dashes, bullets, arrows and signs.
+_SIGNS = re.compile(
+    "[\u00a0-\u00a9\u00ab-\u00b1\u00b4\u00b6-\u00b8\u00bb\u00bf\u00d7\u00f7\u2002-\u206f\u2190-\u22ff\u25a0-\u25ff]"
+)
+_END = "\0"  # of a sentence, while several are taken apart at once
+_ASCII = {code: chr(code).lower() if chr(code).isalnum() or chr(code) == _END else " " for code in range(128)}
+_SENTENCE = re.compile(r"\s(?:(?<=[.!?\u2026]\s)\s*|(?<=\n))")
+_ANY_SENTENCE = re.compile(r"(?<=[.!?\u2026])\s+|(?<=[\u3002\uff01\uff1f])|\n")
+
 
 def fold(text: str) -> str:
     """Lower case and without accents, composed: what a search takes for the same."""
@@ -52,9 +61,11 @@ def spaced(text: str) -> str:
     return folded if folded.isascii() else _UNSPACED.sub(r" \g<0> ", folded)
 
 
-@functools.lru_cache(maxsize=256)  # one search asks twice for the words of each passage
 def words(text: str) -> tuple[str, ...]:
     """The words of a text in order, folded; a stretch without spaces becomes its pairs of characters."""
+    plain = _plain(text)
+    if plain is not None:
+        return tuple(plain.replace(_END, " ").split())
     found: list[str] = []
     for word in _WORD.findall(fold(text).replace("_", " ")):
         if word.isascii() or not _UNSPACED.search(word):
@@ -64,6 +75,23 @@ def words(text: str) -> tuple[str, ...]:
             paired = len(run) > 1 and _UNSPACED.match(run)
             found += [run[at : at + 2] for at in range(len(run) - 1)] if paired else [run]
     return tuple(found)
+
+
+@functools.lru_cache(maxsize=512)  # one search asks twice for those of each passage
+def sentences(text: str) -> tuple[tuple[str, ...], ...]:
+    """The words of each sentence, and of each line; all together they are the words of the text."""
+    ends = _ANY_SENTENCE if any(sign in text for sign in "\u3002\uff01\uff1f") else _SENTENCE
+    parts = [part for part in ends.split(text) if part and not part.isspace()]
+    plain = _plain(_END.join(parts))
+    if plain is None or plain.count(_END) != len(parts) - 1:
+        return tuple(map(words, parts))
+    return tuple(tuple(part.split()) for part in plain.split(_END))
+
+
+def _plain(text: str) -> str | None:
+    """Folded, with spaces for all that belongs to no word; None where that takes more than ASCII."""
+    plain = text if text.isascii() else _SIGNS.sub(" ", text)
+    return plain.translate(_ASCII) if plain.isascii() else None
 
 
 def query_words(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from appliance.db import Database
 from appliance.knowledge.library import EVERYTHING, Library
-from appliance.knowledge.words import fold, query_words, words
+from appliance.knowledge.words import fold, query_words, sentences, words
 from appliance.settings import CLONE, Settings
 from tests.knowledge.helpers import MAGNETS, PLANTS, RIVERS, docx, embed, engine_down, pdf
 
@@ -167,6 +167,25 @@ async def test_no_more_than_three_are_joined(library: Library, tmp_path: Path) -
 )
 def test_words_of_many_scripts(text: str, expected: list[str]) -> None:
     assert list(words(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Water boils. It is hot!\n* * *\nWhy?", [("water", "boils"), ("it", "is", "hot"), (), ("why",)]),
+        ("A “leaf” \u2013 v1.2 of it…\n\n  Green", [("a", "leaf", "v1", "2", "of", "it"), ("green",)]),
+        ("L'été. Où\0ça?", [("l", "ete"), ("ou", "ca")]),
+        ("水沸。热\uff01\nOK", [("水沸",), ("热",), ("ok",)]),
+        (" \n ", []),
+    ],
+)
+def test_the_words_of_each_sentence_and_of_each_line(text: str, expected: list[tuple[str, ...]]) -> None:
+    assert list(sentences(text)) == expected
+
+
+@given(st.text(alphabet="aB1 _.\n\t!?\u2026\u3002漢字éΣ\u03c3ς\u0301\u200d\u2019\0\x1c·²½", max_size=40) | st.text())
+def test_the_words_of_all_sentences_are_the_words_of_the_text(text: str) -> None:
+    assert tuple(word for sentence in sentences(text) for word in sentence) == words(text)
 
 
 @given(st.text(max_size=60))
