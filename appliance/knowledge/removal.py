@@ -2,8 +2,8 @@
 
 The rows of its passages go, with text and vectors. Conversations keep that a passage of it was cited, and from where, but
 neither its text nor quotes of it (`quoted`); what people typed and sentences that a model wrote stay, and may repeat something
-of it. `gone_documents` remembers what an old link needs. SQLite overwrites deleted rows (`db`); its log keeps old pages until it
-is folded in. Files and the index are the caller's, after the transaction.
+of it. `gone_documents` remembers what an old link needs. SQLite overwrites deleted rows (`db`); its log keeps old pages until
+it is folded in. Files and the index are the caller's, after the transaction.
 """
 
 from __future__ import annotations
