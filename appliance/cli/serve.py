@@ -21,8 +21,6 @@ from appliance.errors import ApplianceError, BadInput, Conflict
 from appliance.settings import Settings
 
 PORT = click.IntRange(1, 65535)
-# asyncio accepts so many at one go, each a file of ours, before the first of them can be sent away.
-BACKLOG = 256
 
 
 @click.command()
@@ -81,7 +79,7 @@ async def web(out: Output, host: str | None, port: int | None, with_parent: bool
     config = uvicorn.Config(
         application, host=settings.host, port=settings.port, access_log=False, server_header=False, log_level="warning",
         timeout_graceful_shutdown=5, timeout_keep_alive=15, h11_max_incomplete_event_size=64 * 1024, loop="asyncio",
-        http=_patient(), ws="none", backlog=BACKLOG,
+        http=_patient(), ws="none", backlog=_backlog(),
     )  # fmt: skip
     await _until_told_to_stop(uvicorn.Server(config))
     await appliance.close()
@@ -125,7 +123,7 @@ async def engine(out: Output, with_parent: bool) -> int:
         with _private_listener(socket) as listener:
             config = uvicorn.Config(
                 application, fd=listener.fileno(), access_log=False, log_level="warning", timeout_graceful_shutdown=5,
-                loop="asyncio", http=_patient(), ws="none", backlog=BACKLOG,
+                loop="asyncio", http=_patient(), ws="none", backlog=_backlog(),
             )  # fmt: skip
             await _until_told_to_stop(uvicorn.Server(config))
         socket.unlink(missing_ok=True)
@@ -156,6 +154,10 @@ def _locked(path: Path) -> bool:
 def _patient() -> Any:
     """uvicorn's HTTP, with an end to waiting for slow clients. By name, as the application: the two doors never import."""
     return importlib.import_module("appliance.web.patience").protocol()
+
+
+def _backlog() -> int:
+    return int(importlib.import_module("appliance.web.patience").backlog())
 
 
 async def _until_told_to_stop(server: Any) -> None:

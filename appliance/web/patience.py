@@ -51,6 +51,15 @@ class Patience:
         return min(1.0, self.head / 10, self.body / 10, self.read / 10)
 
 
+def backlog() -> int:
+    """Connections that may wait until they are accepted.
+
+    asyncio accepts all of them at one go, each a file of ours, before the first can be sent away: a quarter of the files that
+    this process may open. One that finds no place here is dropped without a word, and a client that only listens never learns.
+    """
+    return min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+
 def protocol(patience: Patience | None = None) -> type[H11Protocol]:
     """What `uvicorn.Config(http=...)` takes."""
 
