@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance import network
-from appliance.accounts import Accounts
+from appliance.accounts import Accounts, People
 from appliance.audit import Audit
 from appliance.chat import Chat
+from appliance.classes import Classes
 from appliance.db import Database
 from appliance.engine.embedder import NAME as EMBEDDER
 from appliance.engine.loaded import ModelFiles
@@ -57,6 +58,8 @@ class Appliance:
         self.quotes = Quotes(_no_search, self.engine.embed)
         self.pool = Pool(self.engine, self.quotes, self._active)
         self.accounts = Accounts(self.database, settings)
+        self.people = People(self.database)
+        self.classes = Classes(self.database)
         self.chat = Chat(self.database, self.library, self.pool, self.accounts, settings, self._is_starter)
 
     @classmethod

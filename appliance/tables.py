@@ -47,6 +47,76 @@ users = Table(
     Column("password_hash", String, nullable=False),
     Column("disabled", Boolean, nullable=False, default=False),
     Column("created", Float, nullable=False),
+    Column("full_name", String, nullable=False, default=""),
+    Column("language", String, nullable=False, default=""),  # "" is the browser's
+    Column("preferences", JSON, nullable=False, default=dict),  # text size, spacing, which notices were read
+    Column("temporary", Boolean, nullable=False, default=False),  # the password was given by somebody else: change it first
+    Column("source", String, nullable=False, default="local"),  # local, ldap, oidc: who says that the password is right
+    Column("external", String, nullable=False, default="", index=True),  # the source's or the register's id
+    Column("totp", String, nullable=False, default=""),  # base32 secret; "" without a second step
+    Column("totp_step", Integer, nullable=False, default=0),  # the last time step that was used: each code works once
+)
+
+# `code`: the digest of the sign-in code for young pupils. `open`: pupils may ask, and `until` when.
+classes = Table(
+    "classes",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("year", String, nullable=False, default=""),
+    Column("subject", String, nullable=False, default=""),
+    Column("grade", String, nullable=False, default=""),
+    Column("method", String, nullable=False, default=""),
+    Column("strict", Boolean, nullable=False, default=False),  # from the documents or not at all
+    Column("help_level", String, nullable=False, default="hints"),  # hints, examples, full
+    Column("lesson", String, nullable=False, default=""),  # what today is about, in the teacher's words
+    Column("open", Boolean, nullable=False, default=True),
+    Column("until", Float),
+    Column("exam", Boolean, nullable=False, default=False),  # nobody of the class is answered anywhere
+    Column("code", String, nullable=False, default="", index=True),
+    Column("code_until", Float),
+    Column("external", String, nullable=False, default="", index=True),
+    Column("version", Integer, nullable=False, default=1),  # goes up with each change: two editors notice each other
+    Column("created", Float, nullable=False),
+    Column("archived", Float),
+)
+
+# Who belongs to a class: `role` is pupil or teacher.
+memberships = Table(
+    "memberships",
+    metadata,
+    Column("class_id", String, ForeignKey("classes.id", ondelete="CASCADE"), primary_key=True),
+    Column("user", String, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, index=True),
+    Column("role", String, nullable=False),
+)
+
+# What a class's answers are drawn from; none: whatever the pupil may read.
+class_collections = Table(
+    "class_collections",
+    metadata,
+    Column("class_id", String, ForeignKey("classes.id", ondelete="CASCADE"), primary_key=True),
+    Column("collection", String, ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True),
+)
+
+# How much may be asked. `kind`: role, class, user; `window`: hour, day, week; `most`: questions in it.
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("kind", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("window", String, primary_key=True),
+    Column("most", Integer, nullable=False),
+)
+
+# What was asked, hour by hour: numbers without words.
+usage = Table(
+    "usage",
+    metadata,
+    Column("user", String, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("hour", Integer, primary_key=True),  # hours since 1970
+    Column("class_id", String, primary_key=True, default=""),
+    Column("questions", Integer, nullable=False, default=0),
+    Column("tokens", Integer, nullable=False, default=0),
 )
 
 # A one-time code that makes the first administrator; only its hash is kept.
@@ -225,14 +295,6 @@ retrieval_checks = Table(
     Column("facts", JSON, nullable=False, default=dict),
 )
 
-# How a class is answered. `strict`: from the documents or not at all.
-class_rules = Table(
-    "class_rules",
-    metadata,
-    Column("class_name", String, primary_key=True),
-    Column("strict", Boolean, nullable=False, default=False),
-)
-
 conversations = Table(
     "conversations",
     metadata,
@@ -241,9 +303,13 @@ conversations = Table(
     Column("title", String, nullable=False),
     Column("created", Float, nullable=False),
     Column("updated", Float, nullable=False),
+    Column("folder", String, nullable=False, default=""),
+    Column("leaf", String, nullable=False, default=""),  # the last turn of the branch that is shown; "": the newest turn
+    Column("class_id", String, nullable=False, default=""),  # for which lesson it was begun
 )
 
-# One question or one answer. `state` of an answer: streaming, done, stopped, failed.
+# One question or one answer. `state` of an answer: streaming, done, stopped, failed; of either: blocked, where it was judged
+# unsafe. `parent`: the turn it follows, so that an edited question or a second answer is a branch; "": the first of a talk.
 turns = Table(
     "turns",
     metadata,
@@ -260,7 +326,52 @@ turns = Table(
     Column("facts", JSON, nullable=False, default=dict),  # token counts, what led, why it ended
     Column("seconds", Float),
     Column("created", Float, nullable=False),
+    Column("parent", String, nullable=False, default=""),
     UniqueConstraint("conversation", "ordinal"),
+)
+
+# What a reader thought of an answer. `better` and `consent` are staff's: a pupil's thumb is never a consent to training.
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("turn", String, ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True),
+    Column("user", String, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, index=True),
+    Column("rating", String, nullable=False, default=""),  # up, down
+    Column("reason", String, nullable=False, default=""),
+    Column("better", Text, nullable=False, default=""),
+    Column("consent", Boolean, nullable=False, default=False),
+    Column("example", String, nullable=False, default=""),  # the row of `examples` that was made of it
+    Column("created", Float, nullable=False),
+)
+
+# What a safeguarding lead has to see: the only place where flagged words are kept apart from the conversation itself.
+flags = Table(
+    "flags",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("user", String, nullable=False, index=True),
+    Column("class_id", String, nullable=False, default=""),
+    Column("conversation", String, nullable=False, default=""),
+    Column("category", String, nullable=False),
+    Column("rule", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("state", String, nullable=False, default="new", index=True),  # new, seen, closed
+    Column("by", String, nullable=False, default=""),
+    Column("note", Text, nullable=False, default=""),
+    Column("changed", Float),
+)
+
+# How often what happened, a day and a class at a time: what teachers may see of it, without words or names.
+safety_counts = Table(
+    "safety_counts",
+    metadata,
+    Column("day", String, primary_key=True),
+    Column("class_id", String, primary_key=True),
+    Column("category", String, primary_key=True),
+    Column("action", String, primary_key=True),
+    Column("number", Integer, nullable=False, default=0),
 )
 
 # --- what models are tuned on ---------------------------------------------------------------------------------------------

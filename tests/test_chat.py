@@ -145,11 +145,11 @@ async def test_a_strict_classs_answer_never_goes_without_its_last_passage(box: A
 
 async def test_a_class_without_a_rule_and_who_is_in_none_are_not_strict(box: Any, me: User) -> None:
     rules = Classes(box.database)
-    assert not rules.strict([]) and not rules.strict(["7 B"]) and rules.rules() == []
+    assert not rules.strict([]) and not rules.strict(["7 B"]) and rules.list() == []
     rules.set_strict("7 B", True)
     assert rules.strict(["8", " 7\tb "]) and not rules.strict(["8", "7", ""])
     rules.set_strict("7b", False)
-    assert not rules.strict(["7 B"]) and [rule.name for rule in rules.rules()] == ["7b"], "the later word holds"
+    assert not rules.strict(["7 B"]) and [one.name for one in rules.list()] == ["7 B"], "the later word holds"
     for name in ("", " ", "x" * 81, "a\x00b"):
         with pytest.raises(BadInput):
             rules.set_strict(name, True)

@@ -1,4 +1,4 @@
-"""`appliance classes`: how each class is answered, once pupils belong to classes."""
+"""`appliance classes`: the school's classes and how each is answered."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import click
 
 from appliance.cli.output import Output, command
 
-NOBODY_YET = "This takes effect for pupils as soon as they belong to a class; nobody does yet."
-
 
 @click.group()
 def classes() -> None:
-    """Say how each class is answered, once pupils belong to classes: nobody does yet."""
+    """The school's classes and how each is answered."""
 
 
 @classes.command()
@@ -19,10 +17,7 @@ def classes() -> None:
 @click.argument("setting", type=click.Choice(["on", "off"]))
 @command
 async def strict(out: Output, name: str, setting: str) -> int:
-    """Answer CLASS from documents only (on), or say so and let the model answer what they do not cover (off).
-
-    This takes effect for pupils as soon as they belong to a class; nobody does yet.
-    """
+    """Answer CLASS from documents only (on), or say so and let the model answer what they do not cover (off)."""
     from appliance.app import Appliance
     from appliance.classes import Classes
 
@@ -33,27 +28,26 @@ async def strict(out: Output, name: str, setting: str) -> int:
     finally:
         await appliance.close()
     said = f"{rule.name} is to be answered from documents only." if rule.strict else f"{rule.name} is no longer strict."
-    out.say(f"{said} {NOBODY_YET}")
-    out.result(rule)
+    out.say(said)
+    out.result({"name": rule.name, "strict": rule.strict})
     return 0
 
 
 @classes.command("list")
 @command
 async def list_classes(out: Output) -> int:
-    """List the classes that have a rule of their own."""
+    """List the classes."""
     from appliance.app import Appliance
     from appliance.classes import Classes
 
     appliance = Appliance.open(out.settings)
     try:
-        rules = Classes(appliance.database).rules()
+        listed = Classes(appliance.database).list()
     finally:
         await appliance.close()
-    if rules:
-        out.table(("class", "answered from"), [(one.name, "documents only" if one.strict else "anything") for one in rules])
-        out.note(NOBODY_YET)
+    if listed:
+        out.table(("class", "answered from"), [(one.name, "documents only" if one.strict else "anything") for one in listed])
     else:
-        out.say("No class has a rule of its own: where the documents do not cover a question, answers say so and go on.")
-    out.result({"classes": rules})
+        out.say("There are no classes yet.")
+    out.result({"classes": [{"id": one.id, "name": one.name, "strict": one.strict} for one in listed]})
     return 0

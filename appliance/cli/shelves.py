@@ -1,7 +1,7 @@
 """`appliance docs collections` and its neighbours: who may read what, and where documents stand.
 
 Part of `appliance docs`, which takes these commands in. A reader is written as everyone, role:teacher, class:7B or user:NAME.
-A class lets its pupils in as soon as they belong to it, and nobody belongs to one yet: whoever names one is told.
+A class lets its pupils and teachers in: whoever names one that is not there yet is told.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.classes import NOBODY_YET
 from appliance.cli.output import Output, command
 from appliance.errors import BadInput
 from appliance.knowledge.shelves import EVERYTHING, KINDS, Collection, Reader
@@ -67,8 +66,10 @@ async def create(out: Output, name: str, owner: str | None, subject: str, grade:
         made = box.library.shelves.create(name, owner=who, subject=subject, grade=grade, readers=allowed)
         box.audit.note("create collection", made.id, {"owner": who, "readers": [[one.kind, one.name] for one in made.readers]})
         (told,) = _told(box, [made])
+        missing = _missing_classes(box, told)
     out.say(f"{made.name} is made. Readers: {_shown(told['readers'])}.")
-    _note_classes(out, told)
+    if missing:
+        out.note(f"There is no class {', '.join(missing)} yet; whoever joins it later may read this.")
     out.result(told)
     return 0
 
@@ -91,8 +92,10 @@ async def readers(out: Output, name: str, add: tuple[str, ...], remove: tuple[st
             shelves.open_to(collection.name, reader, EVERYTHING)
             box.audit.note("open collection", collection.id, {"kind": reader.kind, "name": reader.name})
         (told,) = _told(box, [shelves.one(collection.name, EVERYTHING)])
+        missing = _missing_classes(box, told)
     out.say(f"{told['name']} is read by: {_shown(told['readers'])}." + (f" Owner: {told['owner']}." if told["owner"] else ""))
-    _note_classes(out, told)
+    if missing:
+        out.note(f"There is no class {', '.join(missing)} yet; whoever joins it later may read this.")
     out.result(told)
     return 0
 
@@ -169,10 +172,9 @@ async def reindex(out: Output) -> int:
     return 1 if left else 0
 
 
-def _note_classes(out: Output, told: dict[str, Any]) -> None:
-    classes = [_shown([one]) for one in told["readers"] if one["kind"] == "class"]
-    if classes:
-        out.note(f"{', '.join(classes)}: {NOBODY_YET[0].lower()}{NOBODY_YET[1:]}")
+def _missing_classes(box: Appliance, told: dict[str, Any]) -> list[str]:
+    named = [one["name"] for one in told["readers"] if one["kind"] == "class"]
+    return [name for name in named if box.classes.named(name) is None]
 
 
 def _reader(box: Appliance, text: str) -> Reader:

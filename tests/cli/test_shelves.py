@@ -79,10 +79,10 @@ def test_a_collection_is_made_opened_and_closed(
 
 
 def test_who_names_a_class_is_told_that_nobody_belongs_to_one_yet(run: Run) -> None:
-    sentence = "class:7B: this takes effect for pupils as soon as they belong to a class; nobody does yet."
+    sentence = "There is no class 7B yet; whoever joins it later may read this."
     assert sentence in run("create", "Physics", "--reader", "role:lead", "--reader", "class:7B").stderr
     assert sentence in run("readers", "Physics").stderr
-    assert "nobody does yet" not in run("readers", "Physics", "--remove", "class:7B").output
+    assert "There is no class" not in run("readers", "Physics", "--remove", "class:7B").output
 
 
 def test_a_new_name_and_a_subject(run: Run, told: Callable[..., Any], plants: str) -> None:

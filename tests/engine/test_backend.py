@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from appliance import accounts, network
+from appliance import network
 from appliance.accounts import User
 from appliance.engine import loaded as loaded_module
 from appliance.engine.backend import GPU_SPARE, RETRY_SECONDS, Fallback, Machine
@@ -397,12 +397,7 @@ async def test_the_engine_serves_a_base_and_an_adapter_by_transformers_where_it_
 
 # --- who goes next, from a person's role to the engine's queue --------------------------------------------------------------
 @pytest.mark.llama
-async def test_a_teachers_question_goes_before_those_of_thirty_pupils(
-    settings: Settings, starter_gguf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for role in ("pupil", "teacher"):
-        monkeypatch.setitem(accounts._ROLES, role, accounts._EVERYTHING)
-
+async def test_a_teachers_question_goes_before_those_of_thirty_pupils(settings: Settings, starter_gguf: Path) -> None:
     async def nothing(_text: str) -> list[Any]:
         return []
 

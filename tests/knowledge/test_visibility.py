@@ -21,7 +21,6 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from appliance import accounts as accounts_module
 from appliance.accounts import Session, User
 from appliance.app import Appliance
 from appliance.engine.handler import Message, Request
@@ -37,7 +36,6 @@ from appliance.web.server import create_app
 from tests.knowledge.helpers import PLANTS, embed, engine_down
 from tests.web.box import make_box
 
-READING = frozenset({("ask", "chat"), ("read", "library"), ("read", "status")})
 # Name of a collection -> who is let in. "owned" belongs to Ann; the last five are what no door would write.
 READERS: dict[str, list[tuple[str, str]]] = {
     "everyone": [("everyone", "")],
@@ -127,7 +125,6 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Iterator[School]:
     box = make_box(Settings(home=folder / "home"), library=lambda database: Library(box_settings(folder), database, embed))
     held = asyncio.run(_filled(box, folder))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accounts_module, "_ROLES", {**accounts_module._ROLES, "teacher": READING, "pupil": READING})
         patch.setattr(box.accounts, "session", lambda token: Session(USERS[token], "token") if USERS.get(token) else None)
         patch.setattr(box.accounts, "key", lambda token: USERS.get(token))
         yield School(box, held)

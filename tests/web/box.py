@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from appliance import network
-from appliance.accounts import Accounts
+from appliance.accounts import Accounts, People
+from appliance.audit import Audit
 from appliance.chat import Chat
+from appliance.classes import Classes
 from appliance.db import Database
 from appliance.engine.handler import Chunk, Message, Request, Usage
 from appliance.engine.pool import Serving
@@ -153,8 +155,9 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of)  # type: ignore[arg-type]
     registry = SimpleNamespace(list=list)
     return SimpleNamespace(
-        settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry
-    )
+        settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry,
+        people=People(database), classes=Classes(database), audit=Audit(database),
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -120,9 +120,3 @@ def _tables() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index(op.f("ix_retrieval_checks_collection"), "retrieval_checks", ["collection"], unique=False)
-    op.create_table(
-        "class_rules",
-        sa.Column("class_name", sa.String(), nullable=False),
-        sa.Column("strict", sa.Boolean(), nullable=False),
-        sa.PrimaryKeyConstraint("class_name"),
-    )

@@ -1,87 +1,52 @@
-"""People and programs that may use the box: users, sign-ins, API keys, and what each may do.
+"""People and programs that may use the box: sign-ins, sessions, API keys, and what each may do.
 
-Hides how secrets are kept: passwords as argon2id, everything else that is random (session tokens, setup codes, keys) as
-SHA-256, so that a copied database signs nobody in. `can` is the only place that decides; what it does not know it denies.
-It knows nothing of HTTP: cookies and headers belong to web/auth. Work is blocking; async callers use a thread.
+`can` is the only place that decides, by the table in `policy`; what it does not know it denies. Hides how secrets are kept (see
+`credentials`). It knows nothing of HTTP: cookies and headers belong to web/auth. Work is blocking; async callers use a thread.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 import secrets
 import time
-import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from appliance.errors import BadInput, Busy, Conflict, Forbidden, NotFound, NotSignedIn
-from appliance.tables import attempts, collection_readers, collections, keys, new_id, sessions, setup_codes, users
+from appliance.accounts.credentials import (
+    LONGEST_SECRET,
+    Passwords,
+    clean_name,
+    count_attempt,
+    digest,
+    digest_of_code,
+    forgive,
+    new_code,
+    normal,
+    strong,
+)
+from appliance.accounts.policy import ADMINISTRATOR, LOCAL, OF_A_CLASS, OWN, SCOPES, TEACHER, User, may
+from appliance.errors import BadInput, Conflict, Forbidden, NotFound, NotSignedIn
+from appliance.tables import classes, collection_readers, collections, keys, memberships, new_id, sessions, setup_codes, users
 
 if TYPE_CHECKING:
-    from argon2 import PasswordHasher
-
     from appliance.db import Database
     from appliance.settings import Settings
 
-CODE_LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"  # nothing that reads like something else on a printed sheet
 CODE_SECONDS = 24 * 3600
 KEY_PREFIX = "sk-school-"
-SCOPES = ("chat", "embed", "admin")
-SHORTEST_PASSWORD = 10
-LONGEST_SECRET = 1024
-FREE_FAILURES = 10
-LONGEST_WAIT = 900.0
-FORGET_FAILURES = 24 * 3600
 LOCAL_NAME = "(command line)"  # a person's name cannot start with a bracket, so nobody can sign in as this one
-
-ADMINISTRATOR = "administrator"
-LOCAL = "local"
-
-# What a role may do: verb and kind of thing. `own` rows need the thing's owner to be the user.
-_EVERYTHING = frozenset(
-    {
-        ("ask", "chat"),
-        ("instruct", "chat"),
-        ("embed", "text"),
-        ("read", "library"),
-        ("review", "library"),
-        ("read", "status"),
-        ("create", "key"),
-    }
-)
-_OWN = frozenset(
-    {("read", "conversation"), ("change", "conversation"), ("delete", "conversation"), ("read", "key"), ("delete", "key")}
-)
-_ROLES = {ADMINISTRATOR: _EVERYTHING, LOCAL: _EVERYTHING}
 _CALLED = {"conversation": "chat"}  # what people call a thing, where that is another word
-# What a key's scope leaves of its owner's rights. A session has no scope and keeps them all.
-_SCOPES: dict[str, frozenset[tuple[str, str]]] = {
-    "chat": frozenset({("ask", "chat"), ("instruct", "chat"), ("read", "library"), ("read", "status")}),
-    "embed": frozenset({("embed", "text"), ("read", "status")}),
-    "admin": _EVERYTHING,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """`scope` is empty for a person, else the scope of the key that speaks for them. `classes`: those they belong to."""
-
-    id: str
-    name: str
-    role: str
-    scope: str = ""
-    classes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
+    """`temporary`: the password was given by somebody else, and the person has to choose one of their own first."""
+
     user: User
     csrf: str
+    temporary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +67,15 @@ class Accounts:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
+        self._passwords = Passwords()
 
     # --- policy ------------------------------------------------------------------------------------------------------
     def can(self, user: User | None, verb: str, thing: str, owner: str | None = None) -> bool:
-        """Whether `user` may do `verb` to a `thing` (a kind: "chat", "key" ...) that belongs to the user id `owner`."""
-        if user is None:
-            return False
-        asked = (verb, thing)
-        if asked in _OWN:
-            return owner == user.id and user.role in _ROLES and not user.scope
-        allowed = asked in _ROLES.get(user.role, frozenset())
-        return allowed and (not user.scope or asked in _SCOPES.get(user.scope, frozenset()))
+        """Whether `user` may do `verb` to a `thing` (a kind: "chat", "key" ...) that belongs to the user id `owner`.
+
+        Of a "class" `owner` is the class's own id: it belongs to those who teach it.
+        """
+        return may(user, verb, thing, owner)
 
     def require(self, user: User | None, verb: str, thing: str, owner: str | None = None) -> None:
         """Raises NotSignedIn without a user; NotFound for another's thing (whether it exists is not told); else Forbidden."""
@@ -120,7 +83,7 @@ class Accounts:
             return
         if user is None:
             raise NotSignedIn("Nobody is signed in.", "Sign in, then try again.")
-        if (verb, thing) in _OWN:
+        if (verb, thing) in OWN | OF_A_CLASS:
             raise NotFound(f"There is no such {_CALLED.get(thing, thing)} here.", "It may have been deleted.")
         raise Forbidden(f"This account may not {verb} {thing}.", "Ask the administrator.")
 
@@ -150,13 +113,13 @@ class Accounts:
 
     def named(self, name: str) -> User:
         """The person of that name. Raises NotFound."""
-        name = _normal(name)
+        name = normal(name)
         same = sa.or_(users.c.name == name, sa.func.lower(users.c.name) == name.lower())
         with self._database.read() as connection:
             row = connection.execute(sa.select(users).where(same).order_by(users.c.name != name)).first()
-        if row is None:
-            raise NotFound(f"There is no person named {name[:64]}.", "Check the spelling.")
-        return User(row.id, row.name, row.role)
+            if row is None:
+                raise NotFound(f"There is no person named {name[:64]}.", "Check the spelling.")
+            return as_user(connection, row)
 
     def names(self, ids: Collection[str]) -> dict[str, str]:
         """What the people of these ids are called; who is no longer there is left out."""
@@ -171,29 +134,31 @@ class Accounts:
 
     def ensure_setup_code(self) -> str | None:
         """A fresh one-time code where there is no administrator yet, in place of any older one; else None."""
-        letters = "".join(secrets.choice(CODE_LETTERS) for _ in range(12))
+        code = new_code()
         now = time.time()
         with self._database.begin() as connection:
             if _has_administrator(connection):
                 return None
             connection.execute(sa.delete(setup_codes))
-            connection.execute(sa.insert(setup_codes).values(hash=_digest(letters), created=now, expires=now + CODE_SECONDS))
-        return "-".join(letters[i : i + 4] for i in (0, 4, 8))
+            connection.execute(
+                sa.insert(setup_codes).values(hash=digest_of_code(code), created=now, expires=now + CODE_SECONDS)
+            )
+        return code
 
     def create_first_administrator(self, code: str, name: str, password: str, source: str = "") -> User:
         """Spend the setup code. Raises BadInput (name, password), Forbidden (code), Conflict (not the first), Busy."""
-        name, password = clean_name(name), _strong(password)
-        digest = _digest("".join(letter for letter in code.upper() if letter.isalnum())[:LONGEST_SECRET])
+        name, password = clean_name(name), strong(password)
+        digest = digest_of_code(code)
         attempt = f"setup:{source[:64]}"
-        self._count_attempt(attempt)
+        count_attempt(self._database, attempt)
         with self._database.read() as connection:
             _check_code(connection, digest)  # before the costly hash: a guesser must not keep the processor busy
-        hashed = self._hasher.hash(password)
+        hashed = self._passwords.hash(password)
         user = User(new_id(), name, ADMINISTRATOR)
         with self._database.begin() as connection:
             _check_code(connection, digest)
             connection.execute(sa.delete(setup_codes))
-            connection.execute(sa.delete(attempts).where(attempts.c.key == attempt))
+            forgive(connection, attempt)
             connection.execute(
                 sa.insert(users).values(id=user.id, name=name, role=user.role, password_hash=hashed, created=time.time())
             )
@@ -220,9 +185,9 @@ class Accounts:
         """
         if len(name) > LONGEST_SECRET or len(password) > LONGEST_SECRET:
             raise NotSignedIn("The name or the password is not right.", "Check both, then try again.")
-        name = _normal(name)
-        attempt = f"sign-in:{_digest(name.casefold())[:24]}:{source[:64]}"
-        self._count_attempt(attempt)  # counted before it is judged, so that a burst of parallel guesses is one burst
+        name = normal(name)
+        attempt = f"sign-in:{digest(name.casefold())[:24]}:{source[:64]}"
+        count_attempt(self._database, attempt)  # counted before it is judged, so that a burst of parallel guesses is one burst
         with self._database.read() as connection:
             row = connection.execute(
                 sa.select(users)
@@ -230,39 +195,39 @@ class Accounts:
                 .where(users.c.role != LOCAL, ~users.c.disabled)
                 .order_by(users.c.name != name)
             ).first()
-        if not self._verify(row.password_hash if row else self._nobody, password) or row is None:
+        if not self._passwords.fits(row.password_hash if row else None, password) or row is None:
             raise NotSignedIn("The name or the password is not right.", "Check both, then try again.")
         token = secrets.token_urlsafe(32)
         now = time.time()
         with self._database.begin() as connection:
-            connection.execute(sa.delete(attempts).where(attempts.c.key == attempt))
+            forgive(connection, attempt)
             connection.execute(sa.delete(sessions).where(sessions.c.expires < now))
             connection.execute(
                 sa.insert(sessions).values(
-                    hash=_digest(token),
+                    hash=digest(token),
                     user=row.id,
                     csrf=secrets.token_urlsafe(24),
                     created=now,
                     expires=now + self._settings.session_hours * 3600,
                 )
             )
-        return token, User(row.id, row.name, row.role)
+            return token, as_user(connection, row)
 
     def session(self, token: str) -> Session | None:
         if not token or len(token) > LONGEST_SECRET:
             return None
         query = (
-            sa.select(users.c.id, users.c.name, users.c.role, sessions.c.csrf)
+            sa.select(users.c.id, users.c.name, users.c.role, users.c.language, users.c.temporary, sessions.c.csrf)
             .join(users, users.c.id == sessions.c.user)
-            .where(sessions.c.hash == _digest(token), sessions.c.expires > time.time(), ~users.c.disabled)
+            .where(sessions.c.hash == digest(token), sessions.c.expires > time.time(), ~users.c.disabled)
         )
         with self._database.read() as connection:
             row = connection.execute(query).first()
-        return Session(User(row.id, row.name, row.role), row.csrf) if row else None
+            return Session(as_user(connection, row), row.csrf, row.temporary) if row else None
 
     def sign_out(self, token: str) -> None:
         with self._database.begin() as connection:
-            connection.execute(sa.delete(sessions).where(sessions.c.hash == _digest(token)))
+            connection.execute(sa.delete(sessions).where(sessions.c.hash == digest(token)))
 
     # --- API keys ----------------------------------------------------------------------------------------------------
     def create_key(self, user: User, name: str, scope: str = "chat") -> tuple[str, str]:
@@ -274,7 +239,7 @@ class Accounts:
         key, id = KEY_PREFIX + secrets.token_urlsafe(32), new_id()
         with self._database.begin() as connection:
             connection.execute(
-                sa.insert(keys).values(id=id, user=user.id, name=name, hash=_digest(key), scope=scope, created=time.time())
+                sa.insert(keys).values(id=id, user=user.id, name=name, hash=digest(key), scope=scope, created=time.time())
             )
         return id, key
 
@@ -283,19 +248,22 @@ class Accounts:
         if not token.startswith(KEY_PREFIX) or len(token) > LONGEST_SECRET:
             return None
         query = (
-            sa.select(keys.c.id.label("key"), keys.c.scope, keys.c.used, users.c.id, users.c.name, users.c.role)
+            sa.select(
+                keys.c.id.label("key"), keys.c.scope, keys.c.used, users.c.id, users.c.name, users.c.role, users.c.language
+            )
             .join(users, users.c.id == keys.c.user)
-            .where(keys.c.hash == _digest(token), keys.c.revoked.is_(None), ~users.c.disabled)
+            .where(keys.c.hash == digest(token), keys.c.revoked.is_(None), ~users.c.disabled)
         )
         with self._database.read() as connection:
             row = connection.execute(query).first()
-        if row is None:
-            return None
+            if row is None:
+                return None
+            user = as_user(connection, row, row.scope)
         now = time.time()
         if now - (row.used or 0) > 60:  # a write for each call would cost a disk flush for each call
             with self._database.begin() as connection:
                 connection.execute(sa.update(keys).where(keys.c.id == row.key).values(used=now))
-        return User(row.id, row.name, row.role, row.scope)
+        return user
 
     def revoke_key(self, user: User, id: str) -> None:
         """Raises NotFound where the user has no such key."""
@@ -317,84 +285,17 @@ class Accounts:
     def _owner(user: User, owner: str | None) -> str | None:
         return user.id if user.role == LOCAL and owner is not None else owner
 
-    # --- passwords and guessing --------------------------------------------------------------------------------------
-    @cached_property
-    def _hasher(self) -> PasswordHasher:
-        from argon2 import PasswordHasher
 
-        return PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)  # OWASP's least for argon2id
-
-    @cached_property
-    def _nobody(self) -> str:
-        """A hash that nothing matches: an unknown name costs the same time as a known one."""
-        return self._hasher.hash(secrets.token_urlsafe(32))
-
-    def _verify(self, hashed: str, password: str) -> bool:
-        from argon2.exceptions import InvalidHashError, VerificationError
-
-        try:
-            return self._hasher.verify(hashed, password.encode("utf-8", "surrogatepass"))
-        except (VerificationError, InvalidHashError):
-            return False
-
-    def _count_attempt(self, key: str) -> None:
-        """Write one failure down in advance; success deletes it. Raises Busy while the key has to wait."""
-        now = time.time()
-        with self._database.begin() as connection:
-            connection.execute(sa.delete(attempts).where(attempts.c.last < now - FORGET_FAILURES))
-            row = connection.execute(sa.select(attempts).where(attempts.c.key == key)).first()
-            if row is None:
-                connection.execute(sa.insert(attempts).values(key=key, failures=1, last=now))
-                return
-            left = row.last + wait_after(row.failures) - now
-            if left > 0:
-                raise Busy(
-                    "There were too many wrong tries.", f"Wait {max(1, round(left))} seconds, then try again.", retry_after=left
-                )
-            connection.execute(sa.update(attempts).where(attempts.c.key == key).values(failures=row.failures + 1, last=now))
-
-
-def wait_after(failures: int) -> float:
-    """Seconds to wait after so many failures in a row: none up to ten, then 2, 4, 8 ... up to a quarter of an hour."""
-    if failures < FREE_FAILURES:
-        return 0.0
-    return min(2.0 ** min(failures - FREE_FAILURES + 1, 16), LONGEST_WAIT)
-
-
-def clean_name(name: str, what: str = "name") -> str:
-    """Raises BadInput unless the name is one line of 1 to 64 ordinary characters."""
-    name = _normal(name[: LONGEST_SECRET + 1])
-    if not name:
-        raise BadInput(f"The {what} is empty.", "Write at least one letter.")
-    if len(name) > 64:
-        raise BadInput(f"The {what} is longer than 64 characters.", "Take a shorter one.")
-    if name.startswith("(") or any(unicodedata.category(letter) in {"Cc", "Cf", "Cs", "Co"} for letter in name):
-        raise BadInput(f"The {what} has characters that cannot be used.", "Use letters, digits and spaces.")
-    return name
-
-
-def _normal(name: str) -> str:
-    written = name.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be stored
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", written)).strip()
-
-
-def _strong(password: str) -> str:
-    if len(password) < SHORTEST_PASSWORD:
-        raise BadInput(
-            f"The password has {len(password)} characters; at least {SHORTEST_PASSWORD} are needed.",
-            "Three or four words in a row are easy to remember.",
-        )
-    if len(password) > LONGEST_SECRET:
-        raise BadInput(f"The password is longer than {LONGEST_SECRET} characters.", "Take a shorter one.")
-    try:
-        password.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadInput("The password has characters that cannot be used.", "Take another one.") from None
-    return password
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def as_user(connection: sa.Connection, row: Any, scope: str = "") -> User:
+    """A row of `users` with the classes of that person that are not archived."""
+    chosen = (
+        sa.select(classes.c.id, classes.c.name, memberships.c.role)
+        .join(classes, classes.c.id == memberships.c.class_id)
+        .where(memberships.c.user == row.id, classes.c.archived.is_(None))
+    )
+    mine = connection.execute(chosen).all()
+    names = frozenset(one.name for one in mine)
+    return User(row.id, row.name, row.role, scope, names, frozenset(o.id for o in mine if o.role == TEACHER), row.language)
 
 
 def _has_administrator(connection: sa.Connection) -> bool:

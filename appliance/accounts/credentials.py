@@ -1,0 +1,133 @@
+"""Secrets and names: how they are cleaned, hashed and compared, and how guessing is slowed down.
+
+Passwords are kept as argon2id, everything else that is random (session tokens, codes, keys) as SHA-256, so that a copied
+database signs nobody in. It knows nobody's rights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+import unicodedata
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from appliance.errors import BadInput, Busy
+from appliance.tables import attempts
+
+if TYPE_CHECKING:
+    from argon2 import PasswordHasher
+
+    from appliance.db import Database
+
+CODE_LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"  # nothing that reads like something else on a printed sheet
+SHORTEST_PASSWORD = 10
+LONGEST_SECRET = 1024
+FREE_FAILURES = 10
+LONGEST_WAIT = 900.0
+FORGET_FAILURES = 24 * 3600
+
+
+class Passwords:
+    """argon2id with OWASP's least: 19 MiB, 2 passes, 1 lane."""
+
+    @cached_property
+    def _hasher(self) -> PasswordHasher:
+        from argon2 import PasswordHasher
+
+        return PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+
+    @cached_property
+    def _nobody(self) -> str:
+        """A hash that nothing matches: an unknown name costs the same time as a known one."""
+        return self._hasher.hash(secrets.token_urlsafe(32))
+
+    def hash(self, password: str) -> str:
+        return self._hasher.hash(password)
+
+    def fits(self, hashed: str | None, password: str) -> bool:
+        """`hashed` None: nobody has that name. Takes its time all the same, and says no."""
+        from argon2.exceptions import InvalidHashError, VerificationError
+
+        try:
+            return self._hasher.verify(hashed or self._nobody, password.encode("utf-8", "surrogatepass")) and hashed is not None
+        except (VerificationError, InvalidHashError):
+            return False
+
+
+def count_attempt(database: Database, key: str) -> None:
+    """Write one failure down in advance; `forgive` takes it back. Raises Busy while the key has to wait."""
+    now = time.time()
+    with database.begin() as connection:
+        connection.execute(sa.delete(attempts).where(attempts.c.last < now - FORGET_FAILURES))
+        row = connection.execute(sa.select(attempts).where(attempts.c.key == key)).first()
+        if row is None:
+            connection.execute(sa.insert(attempts).values(key=key, failures=1, last=now))
+            return
+        left = row.last + wait_after(row.failures) - now
+        if left > 0:
+            raise Busy(
+                "There were too many wrong tries.", f"Wait {max(1, round(left))} seconds, then try again.", retry_after=left
+            )
+        connection.execute(sa.update(attempts).where(attempts.c.key == key).values(failures=row.failures + 1, last=now))
+
+
+def forgive(connection: sa.Connection, key: str) -> None:
+    connection.execute(sa.delete(attempts).where(attempts.c.key == key))
+
+
+def new_code(groups: int = 3) -> str:
+    """A random code to type, four letters a group: XXXX-XXXX-XXXX."""
+    return "-".join("".join(secrets.choice(CODE_LETTERS) for _ in range(4)) for _ in range(groups))
+
+
+def digest_of_code(code: str) -> str:
+    """However it was typed: dashes, spaces and small letters make no difference."""
+    return digest("".join(letter for letter in code.upper() if letter.isalnum())[:LONGEST_SECRET])
+
+
+def wait_after(failures: int) -> float:
+    """Seconds to wait after so many failures in a row: none up to ten, then 2, 4, 8 ... up to a quarter of an hour."""
+    if failures < FREE_FAILURES:
+        return 0.0
+    return min(2.0 ** min(failures - FREE_FAILURES + 1, 16), LONGEST_WAIT)
+
+
+def clean_name(name: str, what: str = "name") -> str:
+    """Raises BadInput unless the name is one line of 1 to 64 ordinary characters."""
+    name = normal(name[: LONGEST_SECRET + 1])
+    if not name:
+        raise BadInput(f"The {what} is empty.", "Write at least one letter.")
+    if len(name) > 64:
+        raise BadInput(f"The {what} is longer than 64 characters.", "Take a shorter one.")
+    if name.startswith("(") or any(unicodedata.category(letter) in {"Cc", "Cf", "Cs", "Co"} for letter in name):
+        raise BadInput(f"The {what} has characters that cannot be used.", "Use letters, digits and spaces.")
+    return name
+
+
+def normal(name: str) -> str:
+    written = name.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be stored
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", written)).strip()
+
+
+def strong(password: str) -> str:
+    if len(password) < SHORTEST_PASSWORD:
+        raise BadInput(
+            f"The password has {len(password)} characters; at least {SHORTEST_PASSWORD} are needed.",
+            "Three or four words in a row are easy to remember.",
+        )
+    if len(password) > LONGEST_SECRET:
+        raise BadInput(f"The password is longer than {LONGEST_SECRET} characters.", "Take a shorter one.")
+    try:
+        password.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadInput("The password has characters that cannot be used.", "Take another one.") from None
+    return password
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
