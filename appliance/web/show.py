@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from fastapi import Request
@@ -18,10 +19,29 @@ from starlette.responses import HTMLResponse, Response
 
 from appliance.conversations import Turn
 from appliance.errors import ApplianceError
-from appliance.web import auth
+from appliance.web import auth, words
 from appliance.web.markdown import to_html
 
+if TYPE_CHECKING:
+    from appliance.accounts import User
+
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    path: str
+    name: str
+    here: bool
+
+
+# Where it is, what it is called, who may enter, and which other addresses belong to it.
+ROOMS: list[tuple[str, str, tuple[str, str], tuple[str, ...]]] = [
+    ("/chat", "Chat", ("ask", "chat"), ()),
+    ("/library", "Library", ("read", "library"), ("/document", "/passage")),
+    ("/keys", "Keys", ("create", "key"), ()),
+    ("/about", "About", ("ask", "chat"), ()),
+]
 
 
 async def fault_page(request: Request, error: ApplianceError, headers: dict[str, str]) -> Response:
@@ -33,14 +53,35 @@ async def fault_page(request: Request, error: ApplianceError, headers: dict[str,
 async def page(request: Request, template: str, status: int = 200, /, **values: Any) -> Response:
     """A whole page, with who is signed in and the token that its forms need."""
     session = await auth.session(request)
-    html = render(request, template, me=session.user if session else None, csrf=await auth.csrf(request), **values)
+    me = session.user if session else None
+    html = render(request, template, me=me, csrf=await auth.csrf(request), rooms=rooms(request, me), **values)
     return HTMLResponse(html, status)
+
+
+def rooms(request: Request, me: User | None) -> list[Room]:
+    """The rooms of the house that this person may enter, in the order of the header."""
+    accounts, path = auth.box(request).accounts, request.scope["path"]
+    say = words.catalogue(language_of(request)).gettext
+    return [
+        Room(first, say(name), path.startswith((first, *more)))
+        for first, name, act, more in ROOMS
+        if me is not None and accounts.can(me, *act)
+    ]
 
 
 def render(request: Request, template: str, /, **values: Any) -> str:
     """A template as text."""
     settings = auth.box(request).settings
-    return _templates().get_template(template).render(school=settings.school, path=request.scope["path"], **values)
+    language = language_of(request)
+    about = {"school": settings.school, "path": request.scope["path"], "language": language}
+    about["direction"] = "rtl" if language in words.FROM_THE_RIGHT else "ltr"
+    return _templates(language).get_template(template).render(**about, **values)
+
+
+def language_of(request: Request) -> str:
+    """The person's own choice, or the browser's. Known once the session was looked up."""
+    session = getattr(request.state, "session", None)
+    return words.choose(session.user.language if session else "", request.headers.get("accept-language", ""))
 
 
 def day(seconds: float) -> str:
@@ -49,14 +90,16 @@ def day(seconds: float) -> str:
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def _templates(language: str) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=jinja2.ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
     )
+    environment.install_gettext_translations(words.catalogue(language), newstyle=True)  # type: ignore[attr-defined]
     environment.filters |= {"markdown": to_html, "day": day, "snippet": _snippet, "cited": _cited}
     environment.globals |= {"static": _static}
     return environment
