@@ -29,7 +29,7 @@ from appliance.engine.pool import Active, Pool
 from appliance.engine.quotes import Quotes
 from appliance.engine.serving_choice import Choice, Chosen
 from appliance.errors import ApplianceError, BadInput, GateNotPassed, ModelUnavailable, NotFound, from_os_error
-from appliance.jobs import held
+from appliance.jobs import Jobs, held
 from appliance.knowledge.library import Library
 from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
@@ -60,6 +60,7 @@ class Appliance:
         self.accounts = Accounts(self.database, settings)
         self.people = People(self.database)
         self.classes = Classes(self.database)
+        self.jobs = Jobs(self.database, settings)
         self.chat = Chat(self.database, self.library, self.pool, self.accounts, settings, self._is_starter)
 
     @classmethod

@@ -178,6 +178,10 @@ class Jobs:
         """The lock of the process that works both lanes as jobs come."""
         return self._locks / "worker.lock"
 
+    def works(self) -> bool:
+        """Whether such a process runs now."""
+        return held(self.worker())
+
     def _lane(self, lane: str) -> Path:
         return self._locks / f"jobs-{lane}.lock"
 

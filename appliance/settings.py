@@ -128,6 +128,11 @@ class Settings(BaseSettings):
         return self.home / "documents"
 
     @property
+    def uploads(self) -> Path:
+        """Files that were given through a page, until their documents are in the library."""
+        return self.home / "uploads"
+
+    @property
     def index(self) -> Path:
         return self.home / "index"
 

@@ -142,10 +142,13 @@ def handlers(appliance: Appliance) -> dict[str, Handler]:
         return record_of(result)
 
     async def ingest(job: Job, tell: Tell) -> dict[str, Any]:
+        from pathlib import Path
+
         from appliance.cli.adding import line
         from appliance.errors import Busy, UnderWay
         from appliance.jobs import Jobs
         from appliance.knowledge import ingest as bulk
+        from appliance.knowledge.uploads import Uploads
 
         queue = Jobs(appliance.database, appliance.settings)
         record = bulk.Record(appliance.database, job.id)
@@ -155,9 +158,13 @@ def handlers(appliance: Appliance) -> dict[str, Handler]:
 
         async with appliance.running_engine(lambda text: queue.note(job.id, text), required=False):
             try:
-                return await bulk.ingest(appliance.library, record, job.payload, tell=tell, on_file=on_file)
+                result = await bulk.ingest(appliance.library, record, job.payload, tell=tell, on_file=on_file)
             except UnderWay as error:
                 raise Busy(error.message, error.hint) from None
+        # At the end, not file by file: a job that is broken off looks for its files again.
+        kept = [Path(report.path) for report in record.reports() if not report.error]
+        await asyncio.to_thread(Uploads(appliance.settings).forget, kept)
+        return result
 
     return {"retrain": retrain, "tune huggingface": tune, "ingest": ingest}
 

@@ -18,6 +18,7 @@ from appliance.knowledge import suspicion
 from appliance.knowledge.charts import by_collection, history_chart
 from appliance.knowledge.shelves import Filter, Gone
 from appliance.web import auth, show
+from appliance.web.uploads import own_collections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,8 +41,8 @@ FILE_POLICY = "sandbox; default-src 'none'"
 async def library(request: Request) -> Response:
     user, within = await _reader(request)
     documents = await auth.box(request).library.documents(within)
-    may_review = auth.box(request).accounts.can(user, "review", "library")
-    return await show.page(request, "library.html", documents=documents, may_review=may_review)
+    may_review, may_add = (auth.box(request).accounts.can(user, verb, "library") for verb in ("review", "add"))
+    return await show.page(request, "library.html", documents=documents, may_review=may_review, may_add=may_add)
 
 
 @router.get("/library/checks")
@@ -112,9 +113,12 @@ async def _document(
 ) -> Response:
     shown = passages[start : start + BEFORE + AFTER]
     flagged = await asyncio.to_thread(_flagged, passages) if auth.box(request).accounts.can(user, "review", "library") else {}
+    shelves = await asyncio.to_thread(own_collections, request, user)
+    mine = any(one.name == document.collection for one in shelves)
     return await show.page(
         request,
         "document.html",
+        shelves=shelves if mine else [],
         document=document,
         passages=shown,
         marked=marked,

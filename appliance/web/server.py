@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 
 from appliance.chat import where
 from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, NotSignedIn, TooLarge
-from appliance.web import api, auth, library, pages, show
+from appliance.web import api, auth, library, pages, show, uploads
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -72,6 +72,7 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     app.include_router(_status)
     app.include_router(api.router)
+    app.include_router(uploads.router)
     app.include_router(library.router)
     app.include_router(pages.router)
     return app
@@ -126,9 +127,20 @@ def _refusal(scope: Scope) -> ApplianceError | None:
     for name, value in scope["headers"]:
         if name == b"content-length" and not (value.isdigit() and len(value) < 16):
             return BadInput("The length of the body is not a number.", "Send a valid Content-Length.")
-        if name == b"content-length" and int(value) > LARGEST_BODY:
-            return TooLarge(f"More than {LARGEST_BODY // 1024} KiB cannot be sent at once.", "Send less.")
+        if name == b"content-length" and int(value) > _largest(scope):
+            return _too_much(scope)
     return None
+
+
+def _largest(scope: Scope) -> int:
+    """Bytes that a request may bring: documents to this one address, words to every other."""
+    return uploads.AT_ONCE if scope["path"] == uploads.ADDRESS else LARGEST_BODY
+
+
+def _too_much(scope: Scope) -> TooLarge:
+    most = _largest(scope)
+    told = f"{most // 2**20} MB" if most >= 2**20 else f"{most // 1024} KiB"
+    return TooLarge(f"More than {told} cannot be sent at once.", "Send less at a time.")
 
 
 def _put_headers(scope: Scope, message: Message) -> None:
@@ -163,7 +175,7 @@ async def _on_http_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     known: dict[int, ApplianceError] = {
         404: NotFound("There is no such page here.", "Start again from the first page."),
-        413: TooLarge(f"More than {LARGEST_BODY // 1024} KiB cannot be sent at once.", "Send less."),
+        413: _too_much(request.scope),
     }
     fault = known.get(error.status_code) or BadInput("The box cannot read this request.", "Load the page again.")
     response = await fault_response(request, fault)

@@ -23,6 +23,7 @@ from appliance.db import Database
 from appliance.engine.handler import Chunk, Message, Request, Usage
 from appliance.engine.pool import Serving
 from appliance.errors import ModelUnavailable, NotFound
+from appliance.jobs import Jobs
 from appliance.knowledge.library import Document, Found, Passage, Within
 from appliance.settings import Settings
 
@@ -157,6 +158,7 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     return SimpleNamespace(
         settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry,
         people=People(database), classes=Classes(database), audit=Audit(database),
+        jobs=Jobs(database, settings),
     )  # fmt: skip
 
 
