@@ -188,10 +188,11 @@ class Appliance:
 
         return install_base(self.registry, self.settings.starter, starter=True)
 
-    async def promote(self, name: str, *, accept: str = "") -> Manifest:
+    async def promote(self, name: str, *, accept: str = "", actor: str = "") -> Manifest:
         """Make a model the one that serves, after the engine has loaded it beside the current one and it has answered.
 
         accept: why a model that the gate refused, or never judged, is served all the same; the audit record keeps it.
+        actor: who asked for it, where that is not who runs this process.
         Raises GateNotPassed, and what went wrong; then nothing has changed.
         """
         manifest = self.registry.get(name)
@@ -201,24 +202,26 @@ class Appliance:
                 _require_gate(manifest, self._yardstick())
                 self._require_rows(manifest)
 
-        return await self._serve(manifest, "promote", admit, {"accept": accept} if accept else {})
+        return await self._serve(manifest, "promote", admit, {"accept": accept} if accept else {}, actor)
 
-    async def rollback(self) -> Manifest:
+    async def rollback(self, *, actor: str = "") -> Manifest:
         """Serve the model before this one again: no gate, it has served before; not where rows of it were withdrawn since."""
         previous = self.registry.aliases().get("previous")
         if previous is None:
             return self.registry.rollback()  # raises, with the words for it
         manifest = self.registry.get(previous)
-        return await self._serve(manifest, "rollback", lambda: self._require_rows(manifest), {})
+        return await self._serve(manifest, "rollback", lambda: self._require_rows(manifest), {}, actor)
 
-    async def _serve(self, manifest: Manifest, verb: str, admit: Callable[[], None], facts: dict[str, str]) -> Manifest:
+    async def _serve(
+        self, manifest: Manifest, verb: str, admit: Callable[[], None], facts: dict[str, str], actor: str
+    ) -> Manifest:
         admit()
         async with self.running_engine():
             await self.engine.load(manifest.id)
         admit()  # loading takes its time: another model may serve by now, or a row be withdrawn
         before = self._champion_id()
         serving = self.registry.promote(manifest.id)
-        self.audit.note(verb, manifest.id, facts | {"before": before})
+        self.audit.note(verb, manifest.id, facts | {"before": before}, actor=actor)
         return serving
 
     def choose(self, task: str, name: str | None, *, accept: str = "") -> Manifest | None:
@@ -260,6 +263,12 @@ class Appliance:
             "Run `appliance retrain`: it learns from what is left. Or, knowing that, "
             f"`appliance models promote {manifest.id} --accept REASON`.",
         )
+
+    def retraining_plan(self) -> list[str]:
+        """What the next model would learn from, and why the rest is not used, in lines. Raises BadInput, StorageFull."""
+        from appliance.tuning.retrain import School, plan
+
+        return list(plan(School(self.settings, self.registry, self.database)).lines(every=True))
 
     def lineage(self, name: str) -> dict[str, Any]:
         """What a model was made of, down to its base and the rows."""

@@ -39,6 +39,8 @@ class Room:
 ROOMS: list[tuple[str, str, tuple[str, str], tuple[str, ...]]] = [
     ("/chat", "Chat", ("ask", "chat"), ()),
     ("/library", "Library", ("read", "library"), ("/document", "/passage")),
+    ("/review", "Review", ("review", "example"), ()),
+    ("/admin", "The box", ("read", "settings"), ()),
     ("/keys", "Keys", ("create", "key"), ()),
     ("/about", "About", ("ask", "chat"), ()),
 ]
@@ -89,6 +91,11 @@ def day(seconds: float) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(seconds))
 
 
+def moment(seconds: float) -> str:
+    """UTC seconds since 1970 as the box's own date and time."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
 @cache
 def _templates(language: str) -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -100,7 +107,7 @@ def _templates(language: str) -> jinja2.Environment:
         extensions=["jinja2.ext.i18n"],
     )
     environment.install_gettext_translations(words.catalogue(language), newstyle=True)  # type: ignore[attr-defined]
-    environment.filters |= {"markdown": to_html, "day": day, "snippet": _snippet, "cited": _cited}
+    environment.filters |= {"markdown": to_html, "day": day, "moment": moment, "snippet": _snippet, "cited": _cited}
     environment.globals |= {"static": _static}
     return environment
 

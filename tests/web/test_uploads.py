@@ -17,7 +17,7 @@ from appliance.knowledge.uploads import Uploads
 from appliance.settings import Settings
 from tests.knowledge.helpers import embed
 from tests.web.box import make_box
-from tests.web.conftest import BASE, csrf
+from tests.web.staff import signed_in
 
 LEAVES = b"# Leaves\n\nLeaves look green because of chlorophyll, which takes in red and blue light."
 
@@ -29,15 +29,6 @@ async def box(settings: Settings) -> AsyncIterator[Any]:
     await box.chat.close()
     box.library.close()
     box.database.close()
-
-
-async def signed_in(app: Any, box: Any, name: str, role: str) -> httpx.AsyncClient:
-    box.people.add(name, role, password="correct horse battery")
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE, headers={"accept": "text/html"})
-    form = {"name": name, "password": "correct horse battery", "csrf": await csrf(client)}
-    assert (await client.post("/sign-in", data=form)).status_code == 303
-    client.headers["x-csrf-token"] = await csrf(client, "/chat")
-    return client
 
 
 async def worked(box: Any, job: str) -> Any:
@@ -142,26 +133,32 @@ async def test_many_parts_and_odd_forms_are_refused(person: httpx.AsyncClient) -
 async def test_a_teacher_adds_to_own_collections_and_no_pupil_adds(box: Any, app: Any, person: httpx.AsyncClient) -> None:
     made = await person.post("/library/add", files=[("files", ("a.md", LEAVES))], data={"new": "Heads", "readers": "everyone"})
     (heads,) = box.library.shelves.list(EVERYTHING)
-    teacher, pupil = await signed_in(app, box, "Mr Blue", "teacher"), await signed_in(app, box, "tim", "pupil")
+    async with signed_in(app, box, "Mr Blue", "teacher") as teacher, signed_in(app, box, "tim", "pupil") as pupil:
+        await _only_own(box, heads, made.headers["location"], teacher, pupil)
+
+
+async def _only_own(box: Any, heads: Any, job: str, teacher: httpx.AsyncClient, pupil: httpx.AsyncClient) -> None:
     reply = await teacher.post("/library/add", files=[("files", ("b.md", LEAVES))], data={"collection": heads.id})
     assert reply.status_code == 404, "another's collection"
     reply = await teacher.post("/library/add", files=[("files", ("b.md", LEAVES))], data={"new": "Blue", "readers": "staff"})
     assert reply.status_code == 303
-    assert (await teacher.get(made.headers["location"])).status_code == 404, "another's job"
+    assert (await teacher.get(job)).status_code == 404, "another's job"
     for reply in (
         await pupil.get("/library/add"),
         await pupil.post("/library/add", files=[("files", ("c.md", LEAVES))], data={"new": "Mine"}),
-        await pupil.get(made.headers["location"]),
+        await pupil.get(job),
     ):
         assert reply.status_code == 403
     assert "Add documents" not in (await pupil.get("/library")).text
     assert {one.name for one in box.library.shelves.list(EVERYTHING)} == {"Heads", "Blue"}
-    for client in (teacher, pupil):
-        await client.aclose()
 
 
 async def test_a_document_is_moved_and_taken_out_by_whoever_owns_it(box: Any, app: Any, person: httpx.AsyncClient) -> None:
-    teacher = await signed_in(app, box, "Mr Blue", "teacher")
+    async with signed_in(app, box, "Mr Blue", "teacher") as teacher:
+        await _moved_and_taken_out(box, teacher, person)
+
+
+async def _moved_and_taken_out(box: Any, teacher: httpx.AsyncClient, person: httpx.AsyncClient) -> None:
     for name in ("One", "Two"):
         reply = await teacher.post(
             "/library/add", files=[("files", (f"{name}.md", LEAVES + name.encode()))], data={"new": name}
@@ -177,4 +174,3 @@ async def test_a_document_is_moved_and_taken_out_by_whoever_owns_it(box: Any, ap
     assert (await teacher.post(f"/document/{document.id}/remove")).status_code == 303
     gone = await teacher.get(f"/document/{document.id}")
     assert gone.status_code == 410 and re.search("taken out|removed", gone.text)
-    await teacher.aclose()

@@ -1,0 +1,101 @@
+"""Is the box well? Each check says in plain words what it found and, where something is wrong, the one thing to do about it.
+
+It looks and changes nothing. What it knows of the parts is what they say of themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from appliance.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from appliance.accounts import People
+    from appliance.db import Database
+    from appliance.engine.pool import Pool
+    from appliance.jobs import Jobs
+    from appliance.settings import Settings
+
+LITTLE_MEMORY = 600 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """`remedy`: what to do, "" where all is well; `command`: to type at the box, where that is the remedy."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+    command: str = ""
+
+
+async def checks(settings: Settings, database: Database, pool: Pool, jobs: Jobs, people: People) -> Sequence[Check]:
+    """In the order in which a person would ask."""
+    serving = await pool.serving()
+    answers = Check(
+        "Answers", serving.ok, serving.detail,
+        "" if serving.ok else "Quotes from the documents answer meanwhile. Start the engine again.",
+        "" if serving.ok else "appliance serve",
+    )  # fmt: skip
+    looks: list[Callable[[], Check]] = [
+        partial(_database, database), partial(_disk, settings), _memory, partial(_worker, jobs), partial(_queue, jobs),
+        partial(_lead, people),
+    ]  # fmt: skip
+    return [answers, *await asyncio.gather(*map(asyncio.to_thread, looks))]
+
+
+def _database(database: Database) -> Check:
+    try:
+        database.check()
+    except ApplianceError as error:
+        return Check("Database", False, error.message, error.hint)
+    return Check("Database", True, f"Whole, {database.path.stat().st_size / 1e6:.1f} MB.")
+
+
+def _disk(settings: Settings) -> Check:
+    usage = shutil.disk_usage(settings.home)
+    enough = usage.free > 2 * settings.disk_reserve_mb * 2**20
+    told = f"{usage.free / 1e9:.1f} GB of {usage.total / 1e9:.0f} GB are free."
+    remedy = "" if enough else "Make room: old models and runs that nothing needs can go."
+    return Check("Disk", enough, told, remedy, "" if enough else "appliance models prune")
+
+
+def _memory() -> Check:
+    facts = {}
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            name, _, rest = line.partition(":")
+            facts[name] = int(rest.split()[0]) * 1024
+    free, whole = facts.get("MemAvailable", 0), facts.get("MemTotal", 0)
+    enough = free > LITTLE_MEMORY
+    remedy = "" if enough else "Close other programs on this machine, or serve a smaller model."
+    return Check("Memory", enough, f"{free / 1e9:.1f} GB of {whole / 1e9:.1f} GB are free.", remedy)
+
+
+def _worker(jobs: Jobs) -> Check:
+    ok = jobs.works()
+    told = "Ready for long work." if ok else "The worker is not running: documents wait to be read, and nothing is tuned."
+    return Check("Worker", ok, told, "" if ok else "Start it.", "" if ok else "appliance worker")
+
+
+def _queue(jobs: Jobs) -> Check:
+    found = jobs.list()
+    failed = [job for job in found[:10] if job.state == "failed"]
+    waiting = sum(not job.ended for job in found)
+    told = f"{waiting} under way or waiting." if waiting else "Nothing is waiting."
+    if failed:
+        why = failed[0].error["message"] if failed[0].error else ""
+        return Check("Jobs", False, f"{told} The last failure: {why}", "Look at the job, then start it again.")
+    return Check("Jobs", True, told)
+
+
+def _lead(people: People) -> Check:
+    leads = [one for one in people.list(role="safeguarding") if not one.disabled]
+    remedy = "" if leads else "Give a member of staff the role of safeguarding lead: nobody would read an alert."
+    return Check("Safeguarding", bool(leads), f"{len(leads)} people read alerts.", remedy)
