@@ -25,6 +25,7 @@ from appliance.engine.pool import Serving
 from appliance.errors import ModelUnavailable, NotFound
 from appliance.jobs import Jobs
 from appliance.knowledge.library import Document, Found, Passage, Within
+from appliance.knowledge.shelves import Shelves
 from appliance.settings import Settings
 
 LEAVES = (
@@ -51,6 +52,9 @@ PASSAGES = [
 
 class PretendLibrary:
     """Finds the leaves for any question with "leaves" in it, the evil document for "evil", nothing for the rest."""
+
+    def __init__(self, shelves: Shelves) -> None:
+        self.shelves = shelves
 
     async def named(self, names: Sequence[str] | None, within: Within) -> Within:
         del names
@@ -150,7 +154,7 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     """
     database = Database(settings.database)
     database.migrate()
-    library = library(database) if library else PretendLibrary()
+    library = library(database) if library else PretendLibrary(Shelves(database))
     accounts, pool = Accounts(database, settings), pool or PretendPool(pace)
     starter_of = getattr(pool, "starter_of", None)
     chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of)  # type: ignore[arg-type]
