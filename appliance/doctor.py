@@ -98,4 +98,5 @@ def _queue(jobs: Jobs) -> Check:
 def _lead(people: People) -> Check:
     leads = [one for one in people.list(role="safeguarding") if not one.disabled]
     remedy = "" if leads else "Give a member of staff the role of safeguarding lead: nobody would read an alert."
-    return Check("Safeguarding", bool(leads), f"{len(leads)} people read alerts.", remedy)
+    told = f"Alerts are read by {len(leads)}." if leads else "Nobody reads alerts."
+    return Check("Safeguarding", bool(leads), told, remedy)
