@@ -107,7 +107,16 @@ def _templates(language: str) -> jinja2.Environment:
         extensions=["jinja2.ext.i18n"],
     )
     environment.install_gettext_translations(words.catalogue(language), newstyle=True)  # type: ignore[attr-defined]
-    environment.filters |= {"markdown": to_html, "day": day, "moment": moment, "snippet": _snippet, "cited": _cited}
+    # A fault's sentence is not a pattern: a "%" in it is a per cent.
+    said = words.catalogue(language).gettext
+    environment.filters |= {
+        "said": lambda text: said(text) if text else "",
+        "markdown": to_html,
+        "day": day,
+        "moment": moment,
+        "snippet": _snippet,
+        "cited": _cited,
+    }
     environment.globals |= {"static": _static}
     return environment
 
