@@ -38,6 +38,7 @@ class Room:
 # Where it is, what it is called, who may enter, and which other addresses belong to it.
 ROOMS: list[tuple[str, str, tuple[str, str], tuple[str, ...]]] = [
     ("/chat", "Chat", ("ask", "chat"), ()),
+    ("/classes", "Classes", ("create", "class"), ()),
     ("/library", "Library", ("read", "library"), ("/document", "/passage")),
     ("/keys", "Keys", ("create", "key"), ()),
     ("/about", "About", ("ask", "chat"), ()),
@@ -89,6 +90,11 @@ def day(seconds: float) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(seconds))
 
 
+def clock(seconds: float) -> str:
+    """UTC seconds since 1970 as the box's own time of day."""
+    return time.strftime("%H:%M", time.localtime(seconds))
+
+
 @cache
 def _templates(language: str) -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -100,7 +106,7 @@ def _templates(language: str) -> jinja2.Environment:
         extensions=["jinja2.ext.i18n"],
     )
     environment.install_gettext_translations(words.catalogue(language), newstyle=True)  # type: ignore[attr-defined]
-    environment.filters |= {"markdown": to_html, "day": day, "snippet": _snippet, "cited": _cited}
+    environment.filters |= {"markdown": to_html, "day": day, "clock": clock, "snippet": _snippet, "cited": _cited}
     environment.globals |= {"static": _static}
     return environment
 

@@ -24,6 +24,7 @@ from appliance.engine.handler import Chunk, Message, Request, Usage
 from appliance.engine.pool import Serving
 from appliance.errors import ModelUnavailable, NotFound
 from appliance.knowledge.library import Document, Found, Passage, Within
+from appliance.knowledge.shelves import Shelves
 from appliance.settings import Settings
 
 LEAVES = (
@@ -150,6 +151,7 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     database = Database(settings.database)
     database.migrate()
     library = library(database) if library else PretendLibrary()
+    library.shelves = getattr(library, "shelves", None) or Shelves(database)
     accounts, pool = Accounts(database, settings), pool or PretendPool(pace)
     starter_of = getattr(pool, "starter_of", None)
     chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of)  # type: ignore[arg-type]
