@@ -48,7 +48,8 @@ async def _list(request: Request, error: ApplianceError | None = None, **more: A
     return await show.page(
         request, "classes.html", error.status if error else 200, error=error, here=here,
         classes=[one for one in mine if one.archived is None], archived=any(one.archived for one in mine),
-        sizes=await asyncio.to_thread(box.classes.sizes), may_create=box.accounts.can(user, "create", "class"), **more,
+        sizes=await asyncio.to_thread(box.classes.sizes), may_create=box.accounts.can(user, "create", "class"),
+        may_limit=box.accounts.can(user, "change", "quota"), **more,
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ STAFF = INSIDE - {"ann", "ben"}
 MAKERS = frozenset({"brown", "white", "head"})  # who may make classes
 TEACH = frozenset({"brown", "head"})  # whose class it is, and who may change any
 READERS = frozenset({"ann", "brown"})  # to whom the books of 7B are open
-ANN, BROWN, NOBODY = frozenset({"ann"}), frozenset({"brown"}), frozenset[str]()
+ANN, BROWN, HEAD, NOBODY = frozenset({"ann"}), frozenset({"brown"}), frozenset({"head"}), frozenset[str]()
 
 # What is Ann's or her class's, and who may read it anywhere.
 CANARIES = {
@@ -117,6 +117,9 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/classes/{id}/archive"): Row(TEACH, at={"id": "class"}),
     ("POST", "/classes/{id}/people"): Row(TEACH, at={"id": "class"}, form={"people": "ben", "part": "pupil"}),
     ("POST", "/classes/{id}/people/{person}/remove"): Row(TEACH, at={"id": "class", "person": "pupil"}),
+    ("GET", "/quotas"): Row(HEAD),
+    ("POST", "/quotas"): Row(HEAD, form={"who": "role:pupil", "window": "day", "most": "20"}),
+    ("POST", "/quotas/remove"): Row(HEAD, form={"who": "role:teacher", "window": "week"}),
     # keys, and what they open
     ("GET", "/keys"): Row(STAFF),
     ("POST", "/keys"): Row(STAFF, form={"name": "mine", "scope": "chat"}),
@@ -171,6 +174,7 @@ async def _school(home: Path) -> tuple[Path, dict[str, Any]]:
             row = {"id": id, "user": person.id, "name": "CANARY-KEY" if name == "brown" else "key", "scope": scope}
             with box.database.begin() as connection:
                 connection.execute(sa.insert(keys).values(hash=digest(known[name][scope]), created=time.time(), **row))
+    box.chat.quotas.set("role", "teacher", "week", 1000)
     box.library.shelves.create("7B books", readers=[Reader("class", "7B")])
     file = home.parent / "leaves.md"
     file.write_text("# CANARY-BOOK\n\nLeaves are green because chlorophyll, the CANARY-BOOK, reflects green light.\n")
