@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from appliance import prompts
 from appliance.citations import Citations
-from appliance.classes import Classes
 from appliance.conversations import Conversations, Turn
 from appliance.coverage import Sources, shorten
 from appliance.engine.handler import Message, Request
@@ -28,6 +27,8 @@ from appliance.fence import Fence, secret_of
 from appliance.knowledge import suspicion
 from appliance.knowledge.follow_ups import to_search
 from appliance.knowledge.shelves import Filter
+from appliance.lessons import Lesson, Lessons
+from appliance.quotas import Quotas
 from appliance.running import Event, Kept, Run, failure, summary
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Chat:
         self._starter_of = starter_of
         self._accounts = accounts
         self._settings = settings
-        self._classes = Classes(database)
+        self.lessons = Lessons(database)
+        self.quotas = Quotas(database)
         self._fence: Fence | None = None
         self._runs: dict[str, Run] = {}
 
@@ -92,24 +94,28 @@ class Chat:
         subject: str | None = None,
         grade: str | None = None,
         module: str = "teacher_responder",
+        lesson: Lesson | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Answer the last message. `collections` None searches all documents, an empty one none.
+
+        lesson: as `admit` gave it for this question; None: it is admitted here.
 
         What only asks on ("and why?") is searched with the question before it.
 
         Where the documents do not cover it, the answer says so and names the nearest; for a strict class that is all of it.
         System messages need the right to instruct, and stand after ours. Closing the generator frees the model at once.
-        Raises NotSignedIn, Forbidden, BadInput, NotFound, TooLarge, Busy, ModelUnavailable.
+        Raises NotSignedIn, Forbidden, Closed, BadInput, NotFound, TooLarge, Busy, ModelUnavailable.
         """
         self._accounts.require(user, "ask", "chat")
         question, history, instructions = _split(messages)
         if instructions:
             self._accounts.require(user, "instruct", "chat")
+        lesson = lesson or await self.admit(user)
+        subject, grade = lesson.subject or subject, lesson.grade or grade
         started = time.monotonic()
         meant = to_search(question, [message.content for message in history if message.role == "user"])
-        sources = await self._find(user, meant, collections)
-        strict = await asyncio.to_thread(self._classes.strict, user.classes)
-        if strict and not sources.passages:
+        sources = await self._find(user, meant, collections, lesson)
+        if lesson.strict and not sources.passages:
             for event in sources.only(round(time.monotonic() - started, 3)):
                 yield event
             return
@@ -122,10 +128,12 @@ class Chat:
             limit = min(limit, max(16, context // 2))
         if self._fence is None:
             self._fence = Fence(await asyncio.to_thread(secret_of, self._settings.fence), suspicion.suspicious)
-        render = partial(prompts.render, question, module=module, subject=subject, grade=grade, fence=self._fence)
+        render = partial(
+            prompts.render, question, module=module, subject=subject, grade=grade, lesson=lesson.words(), fence=self._fence
+        )
         count = partial(self._pool.count, task=task, model=model)
         room = context - limit if context > 0 else 10**9
-        plan = await self._fit(render, sources.passages, history, instructions, count, room, limit, strict)
+        plan = await self._fit(render, sources.passages, history, instructions, count, room, limit, lesson.strict)
         request = Request(
             plan.messages, model, limit, temperature, top_p=top_p, seed=seed, stop=tuple(stop), user=user.id, group=user.role,
             repeat_penalty=STARTER_PENALTY if starter else 1.0,
@@ -135,7 +143,16 @@ class Chat:
             async for event in events:
                 if event.kind == "done":
                     event = Event("done", {**event.data, "seconds": round(time.monotonic() - started, 3)})
+                    used = sum(event.data["tokens"].get(kind, 0) for kind in ("prompt", "completion"))
+                    await asyncio.to_thread(self.quotas.spent, user, lesson.class_id, used)
                 yield event
+
+    async def admit(self, user: User, conversation: str | None = None, class_id: str = "") -> Lesson:
+        """The lesson in which a question is answered, once it is counted. Raises Closed, UsedUp."""
+        lesson = await asyncio.to_thread(self.lessons.of, user, conversation, class_id)
+        lesson.require_open()
+        await asyncio.to_thread(self.quotas.take, user, lesson.class_id)
+        return lesson
 
     async def _events(
         self, request: Request, plan: _Plan, sources: Sources, serving: Serving, starter: bool
@@ -213,12 +230,12 @@ class Chat:
         # Another local model: what the registry says of it, and the cautious answer where nobody can say.
         return self._starter_of is None or await asyncio.to_thread(self._starter_of, model)
 
-    async def _find(self, user: User, question: str, collections: Sequence[str] | None) -> Sources:
+    async def _find(self, user: User, question: str, collections: Sequence[str] | None, lesson: Lesson) -> Sources:
         """What the person who asks may see; a collection that they may not see is one that is not there."""
         if collections is not None and not collections:
             return Sources(None, False, [], [])
-        visible = Filter(await asyncio.to_thread(self._accounts.visible, user, "collection"))
-        within = await self._library.named(collections, visible)
+        visible = await asyncio.to_thread(self._accounts.visible, user, "collection")
+        within = await self._library.named(collections, Filter(lesson.within(visible)))
         found = await self._library.search(question, k=self._settings.passages, within=within)
         return Sources(found.covered, found.lexical_only, list(found.passages) if found.covered else [], list(found.nearest))
 
@@ -284,12 +301,20 @@ class Chat:
 
     # --- a page's answer ---------------------------------------------------------------------------------------------
     async def start(
-        self, user: User, question: str, *, conversation: str | None = None, model: str = "default", **options: Any
+        self,
+        user: User,
+        question: str,
+        *,
+        conversation: str | None = None,
+        class_id: str = "",
+        model: str = "default",
+        **options: Any,
     ) -> Event:
         """Store the question, start the answer in the background, and say where they are: an event of kind "turn".
 
-        Once this returns the question is on disk. `options`: collections, subject, grade, module. Raises BadInput, TooLarge,
-        NotFound (another's conversation), Conflict (its last answer is not finished), Busy.
+        Once this returns the question is on disk. `class_id`: for which class it is asked, of several. `options`: collections,
+        subject, grade, module. Raises BadInput, TooLarge, NotFound (another's conversation), Conflict (its last answer is not
+        finished), Closed, UsedUp, Busy.
         """
         self._accounts.require(user, "ask", "chat")
         question = clean_question(question)
@@ -298,12 +323,15 @@ class Chat:
             raise Conflict("The last answer in this chat is not finished.", "Wait for it, or press Stop.")
         if sum(run.user == user.id for run in running) >= ANSWERS_AT_ONCE:
             raise Busy("You have several answers under way.", "Wait until one of them is finished.")
+        lesson = await self.admit(user, conversation, class_id)
         ids, earlier = await asyncio.to_thread(self.conversations.add_question, user, question, conversation)
+        if conversation is None and lesson.class_id:
+            await asyncio.to_thread(self.lessons.begin, ids["conversation"], lesson)
         run = Run(ids, user.id)
         self._runs[ids["turn"]] = run
         run.emit(Event("turn", ids))
         messages = [*_history(earlier), Message("user", question)]
-        run.task = asyncio.create_task(self._answer(run, user, messages, model=model, **options))
+        run.task = asyncio.create_task(self._answer(run, user, messages, model=model, lesson=lesson, **options))
         run.left()  # nobody reads yet
         await asyncio.sleep(0)  # a task that is cancelled before its first step could not even store that it was
         return Event("turn", ids)
@@ -363,8 +391,13 @@ class Chat:
                 await self.stop(user, turn.id)
         await asyncio.to_thread(self.conversations.delete, user, conversation)
 
+    def answering(self, users: Collection[str]) -> int:
+        """How many answers these people (by id) wait for or read as they are written."""
+        return sum(run.user in users and not run.finished for run in self._runs.values())
+
     async def recover(self) -> None:
         """After a crash: answers that nobody is writing any more are failed, with what they had."""
+        await asyncio.to_thread(self.quotas.forget_old)
         await asyncio.to_thread(self.conversations.fail_unfinished, list(self._runs))
 
     async def close(self) -> None:

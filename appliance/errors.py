@@ -56,6 +56,12 @@ class Forbidden(ApplianceError):
     exit_code = 3
 
 
+class Closed(Forbidden):
+    """The teacher has closed the assistant for this lesson, or locked it for an exam."""
+
+    code = "closed"
+
+
 class NotFound(ApplianceError):
     code = "not_found"
     status = 404
@@ -85,6 +91,13 @@ class Busy(ApplianceError):
     def __init__(self, message: str, hint: str = "", retry_after: float = 5.0) -> None:
         super().__init__(message, hint)
         self.retry_after = retry_after
+
+
+class UsedUp(Busy):
+    """All questions of this hour, day or week are asked."""
+
+    code = "used_up"
+    status = 429
 
 
 class ModelUnavailable(ApplianceError):

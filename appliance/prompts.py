@@ -36,11 +36,15 @@ class Module:
         *,
         subject: str | None = None,
         grade: str | None = None,
+        lesson: str = "",
         fence: Fence = OPEN_FENCE,
     ) -> list[Message]:
-        """Messages ending with the question. `passages` are numbered from 1 in the order given."""
-        lesson = " ".join(part for part in (subject and f"Subject: {subject}.", grade and f"Grade: {grade}.") if part)
-        system = f"{self.instructions}\n{lesson}" if lesson else self.instructions
+        """Messages ending with the question. `passages` are numbered from 1 in the order given.
+
+        lesson: what a whole class is told of today's lesson (see `lessons`): it stands with the instructions.
+        """
+        about = " ".join(part for part in (subject and f"Subject: {subject}.", grade and f"Grade: {grade}.") if part)
+        system = "\n".join(part for part in (self.instructions, about, lesson) if part)
         return [Message("system", system), *history, Message("user", with_sources(question, passages, fence))]
 
 
@@ -70,7 +74,8 @@ def render(
     module: str = "teacher_responder",
     subject: str | None = None,
     grade: str | None = None,
+    lesson: str = "",
     fence: Fence = OPEN_FENCE,
 ) -> list[Message]:
     """`Module.render` of the named module."""
-    return load(module).render(question, passages, history, subject=subject, grade=grade, fence=fence)
+    return load(module).render(question, passages, history, subject=subject, grade=grade, lesson=lesson, fence=fence)

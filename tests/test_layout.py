@@ -15,12 +15,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "appliance"
 
 GROUND = ["errors", "files", "settings", "tables", "db", "audit", "redact", "network"]
-NOUNS = ["accounts", "classes", "safety", "fence", "prompts", "engine", "knowledge", "registry", "jobs"]
+NOUNS = ["accounts", "classes", "safety", "fence", "teaching", "prompts", "engine", "knowledge", "registry", "jobs"]
 WORK = [
     "conversations",
     "citations",
     "coverage",
     "running",
+    "lessons",
+    "quotas",
+    "year_end",
     "chat",
     "practice",
     "tuning",
@@ -38,6 +41,8 @@ WITHIN = {
     ("chat", "citations"),
     ("chat", "coverage"),
     ("chat", "running"),
+    ("chat", "lessons"),
+    ("chat", "quotas"),
     ("coverage", "running"),
     ("running", "conversations"),
     ("practice", "chat"),

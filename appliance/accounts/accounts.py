@@ -287,14 +287,14 @@ class Accounts:
 
 
 def as_user(connection: sa.Connection, row: Any, scope: str = "") -> User:
-    """A row of `users` with the classes of that person that are not archived."""
+    """A row of `users` with the classes of that person: an archived one lets nobody read, but its teacher can take it out."""
     chosen = (
-        sa.select(classes.c.id, classes.c.name, memberships.c.role)
+        sa.select(classes.c.id, classes.c.name, classes.c.archived, memberships.c.role)
         .join(classes, classes.c.id == memberships.c.class_id)
-        .where(memberships.c.user == row.id, classes.c.archived.is_(None))
+        .where(memberships.c.user == row.id)
     )
     mine = connection.execute(chosen).all()
-    names = frozenset(one.name for one in mine)
+    names = frozenset(one.name for one in mine if one.archived is None)
     return User(row.id, row.name, row.role, scope, names, frozenset(o.id for o in mine if o.role == TEACHER), row.language)
 
 

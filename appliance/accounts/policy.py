@@ -77,5 +77,6 @@ def may(user: User | None, verb: str, thing: str, owner: str | None = None) -> b
     if asked in OWN:
         return owner == user.id and not user.scope
     if asked in OF_A_CLASS:
-        return not user.scope and owner is not None and (owner in user.teaches or ("change", "any class") in ALLOWED[user.role])
+        mine = owner in user.teaches and user.staff
+        return not user.scope and owner is not None and (mine or ("change", "any class") in ALLOWED[user.role])
     return asked in ALLOWED[user.role] and (not user.scope or asked in OF_A_SCOPE.get(user.scope, frozenset()))

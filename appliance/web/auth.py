@@ -92,9 +92,9 @@ async def person(request: Request) -> User:
     return found.user
 
 
-async def form(request: Request) -> FormData:
+async def form(request: Request, *, fields: int = 20) -> FormData:
     """The form of a request that changes something. Raises Forbidden unless it carries this session's token."""
-    data = await request.form(max_files=0, max_fields=20, max_part_size=256 * 1024)
+    data = await request.form(max_files=0, max_fields=fields, max_part_size=256 * 1024)
     await check(request, data)
     return data
 

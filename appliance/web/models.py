@@ -136,6 +136,8 @@ async def compare(request: Request) -> Response:
     """Two answers to one question, by lot; who wrote which is not told until all are judged."""
     user = await _enter(request, "read")
     one, other = (request.query_params.get(name, "")[:80] for name in ("a", "b"))
+    if not one or not other:
+        return RedirectResponse("/admin/models", 303)  # where two are chosen
     comparison, open_pairs = await asyncio.to_thread(_comparison, request, user, one, other)
     if not comparison.pairs():
         raise NotFound(

@@ -96,7 +96,8 @@ async def _chat_page(
     request: Request, user: User, id: str | None = None, error: ApplianceError | None = None, typed: str = ""
 ) -> Response:
     box = auth.box(request)
-    within = Filter(await asyncio.to_thread(box.accounts.visible, user, "collection"))
+    lesson = await asyncio.to_thread(box.chat.lessons.of, user, id)
+    within = Filter(lesson.within(await asyncio.to_thread(box.accounts.visible, user, "collection")))
     chat, turns = await asyncio.to_thread(box.chat.conversations.load, user, id) if id else (None, [])
     return await show.page(
         request,
@@ -108,6 +109,8 @@ async def _chat_page(
         documents=[] if chat else await box.library.documents(within),
         error=error,
         typed=typed,
+        lesson=lesson,
+        left=await asyncio.to_thread(box.chat.quotas.left, user, lesson.class_id),
         writing=any(turn.state == "streaming" for turn in turns),
     )
 
@@ -121,7 +124,7 @@ async def ask(request: Request) -> Response:
     plain = "text/html" in request.headers.get("accept", "")
     box = auth.box(request)
     try:
-        ids = (await box.chat.start(user, question, conversation=id)).data
+        ids = (await box.chat.start(user, question, conversation=id, class_id=auth.text(data, "class_id"))).data
     except ApplianceError as error:
         if not plain or isinstance(error, NotFound):
             raise
@@ -134,8 +137,18 @@ async def ask(request: Request) -> Response:
     if not id:
         html = show.render(request, "head.html", chat=chat, csrf=await auth.csrf(request)) + html
     listed = show.render(request, "chats.html", chats=chats, chat=chat)
+    lesson = await asyncio.to_thread(box.chat.lessons.of, user, ids["conversation"])
+    left = await asyncio.to_thread(box.chat.quotas.left, user, lesson.class_id)
+    told = show.render(request, "quota_left.html", left=left)
     return JSONResponse(
-        {"turn": ids["turn"], "url": f"/chat/{ids['conversation']}", "title": chat.title, "html": html, "chats": listed}
+        {
+            "left": told,
+            "turn": ids["turn"],
+            "url": f"/chat/{ids['conversation']}",
+            "title": chat.title,
+            "html": html,
+            "chats": listed,
+        }
     )
 
 

@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 
 from appliance.chat import where
 from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, NotSignedIn, TooLarge
-from appliance.web import admin, api, auth, library, models, pages, review, show, uploads
+from appliance.web import admin, api, auth, classes, library, models, pages, quotas, review, show, uploads
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -72,11 +72,13 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     app.include_router(_status)
     app.include_router(api.router)
+    app.include_router(classes.router)
     app.include_router(uploads.router)
     app.include_router(library.router)
     app.include_router(review.router)
     app.include_router(models.router)
     app.include_router(admin.router)
+    app.include_router(quotas.router)
     app.include_router(pages.router)
     return app
 

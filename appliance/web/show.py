@@ -38,6 +38,7 @@ class Room:
 # Where it is, what it is called, who may enter, and which other addresses belong to it.
 ROOMS: list[tuple[str, str, tuple[str, str], tuple[str, ...]]] = [
     ("/chat", "Chat", ("ask", "chat"), ()),
+    ("/classes", "Classes", ("create", "class"), ()),
     ("/library", "Library", ("read", "library"), ("/document", "/passage")),
     ("/review", "Review", ("review", "example"), ()),
     ("/admin", "The box", ("read", "settings"), ()),
@@ -96,6 +97,11 @@ def moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
+def clock(seconds: float) -> str:
+    """UTC seconds since 1970 as the box's own time of day."""
+    return time.strftime("%H:%M", time.localtime(seconds))
+
+
 @cache
 def _templates(language: str) -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -114,6 +120,7 @@ def _templates(language: str) -> jinja2.Environment:
         "markdown": to_html,
         "day": day,
         "moment": moment,
+        "clock": clock,
         "snippet": _snippet,
         "cited": _cited,
     }

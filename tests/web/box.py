@@ -22,10 +22,11 @@ from appliance.classes import Classes
 from appliance.db import Database
 from appliance.engine.handler import Chunk, Message, Request, Usage
 from appliance.engine.pool import Serving
-from appliance.errors import ModelUnavailable, NotFound
+from appliance.errors import Conflict, ModelUnavailable, NotFound
 from appliance.jobs import Jobs
 from appliance.knowledge.library import Document, Found, Passage, Within
 from appliance.knowledge.shelves import Shelves
+from appliance.registry import Registry
 from appliance.settings import Settings
 
 LEAVES = (
@@ -158,12 +159,16 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     accounts, pool = Accounts(database, settings), pool or PretendPool(pace)
     starter_of = getattr(pool, "starter_of", None)
     chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of)  # type: ignore[arg-type]
-    registry = SimpleNamespace(list=list)
+    registry = Registry(settings.models)
     return SimpleNamespace(
         settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry,
         people=People(database), classes=Classes(database), audit=Audit(database),
-        jobs=Jobs(database, settings),
+        jobs=Jobs(database, settings), promote=_nothing_to_serve, rollback=_nothing_to_serve, retraining_plan=list,
     )  # fmt: skip
+
+
+async def _nothing_to_serve(*_: Any, **_more: Any) -> None:
+    raise Conflict("There is no engine here to load a model.", "Promote it on a real box.")
 
 
 def main() -> None:

@@ -57,6 +57,7 @@ ask.addEventListener("submit", async (event) => {
       document.title = document.title.replace(/^.* - /, () => `${data.title} - `);
     }
     for (const list of document.querySelectorAll("[data-chats]")) list.innerHTML = data.chats;
+    if ($("left")) $("left").innerHTML = data.left ?? "";
     turns.insertAdjacentHTML("beforeend", data.html);
     follow($(data.turn));
     $(data.turn).previousElementSibling.scrollIntoView({ block: "start" });
