@@ -244,8 +244,13 @@ class Library:
             with self._database.read() as connection:
                 return list(connection.execute(seen(chosen, within)))
 
-        generation = self._index.fresh()
-        return [search(generation, rows, text, vector, k, within, rerank) for text, vector in zip(texts, vectors, strict=True)]
+        for _ in range(2):
+            generation = self._index.fresh()
+            asked = zip(texts, vectors, strict=True)
+            found = [search(generation, rows, text, vector, k, within, rerank) for text, vector in asked]
+            if generation.whole:
+                break  # else a file that is read in place was damaged meanwhile: asked again, of one that is built anew
+        return found
 
     # --- looking up --------------------------------------------------------------------------------------------------
     async def named(self, names: Sequence[str] | None, within: Within) -> Within:

@@ -22,7 +22,7 @@ KINDS = ["flat", "scan", "clusters"]
 WORDS = ["river", "delta", "pebble", "magnet", "compass", "needle", "plant", "sugar", "light", "prime", "number", "fraction"]
 
 
-def _units(rows: int, seed: int = 0) -> np.ndarray[Any, Any]:
+def units(rows: int, seed: int = 0) -> np.ndarray[Any, Any]:
     """Vectors around a few centres, as those of texts are."""
     numbers = np.random.default_rng(seed)
     centres = np.random.default_rng(42).standard_normal((30, 384), dtype=np.float32)
@@ -45,7 +45,7 @@ class School:
     ) -> list[int]:
         """A document with a passage a text; the last `bare` of them have no vector. Returns their ids."""
         self._seed += 1
-        made = _units(len(texts), self._seed)
+        made = units(len(texts), self._seed)
         with self.database.begin() as connection:
             if not connection.scalar(sa.select(collections.c.id).where(collections.c.id == collection)):
                 connection.execute(sa.insert(collections).values(id=collection, name=collection, created=0.0))
@@ -161,7 +161,7 @@ def test_every_kind_finds_the_nearest_within_every_filter(school: School, kind: 
     hits = total = 0
     for within in _filters():
         seen = _seen(held, within)
-        for vector in _units(12, seed=99):
+        for vector in units(12, seed=99):
             found = generation.nearest(vector, 10, within)
             assert len(found) == 10 and {id for id, _ in found} <= set(seen), "filled, and nothing else let through"
             for id, score in found:
@@ -187,7 +187,7 @@ def test_a_narrow_filter_is_exact_on_both_sides_of_its_border(
     seen = _seen(held, within)
     assert len(seen) == 200
     generation = school.fresh()
-    for vector in _units(20, seed=5):
+    for vector in units(20, seed=5):
         assert [id for id, _ in generation.nearest(vector, 10, within)] == school.exact(vector, 10, seen)
 
 
@@ -200,7 +200,7 @@ def test_words_stay_within_every_filter_and_fill_it(school: School) -> None:
         found = [id for id, _ in generation.matching(["river", "magnet"], 60, within)]
         assert len(found) == len(set(found)) == 60 and set(found) <= seen
     nobody = Filter(frozenset())
-    assert generation.matching(["river"], 5, nobody) == [] == generation.nearest(_units(1)[0], 5, nobody)
+    assert generation.matching(["river"], 5, nobody) == [] == generation.nearest(units(1)[0], 5, nobody)
     assert generation.matching(["river"], 5, Filter(frozenset({"unknown"}))) == []
 
 
@@ -213,7 +213,7 @@ def test_a_filter_of_very_many_stretches_lets_nothing_else_through(school: Schoo
     generation = school.fresh()
     assert len(generation.segments[0].ranges(within)) == 20 > lexical.RANGES
     assert sorted(id for id, _ in generation.matching(["river"], 100, within)) == mine
-    assert sorted(id for id, _ in generation.nearest(_units(1)[0], 100, within)) == mine
+    assert sorted(id for id, _ in generation.nearest(units(1)[0], 100, within)) == mine
     assert len(generation.matching(["river"], 7, within)) == 7
 
 
@@ -224,8 +224,8 @@ def test_a_vector_of_another_embedder_is_left_out(school: School) -> None:
         content.changed(connection)
     generation = school.fresh()
     assert generation.embedded == 1
-    assert [id for id, _ in generation.nearest(_units(1)[0], 5, EVERYTHING)] == ids[1:]
-    assert set(generation.cosines(ids, _units(1)[0])) == {ids[1]}
+    assert [id for id, _ in generation.nearest(units(1)[0], 5, EVERYTHING)] == ids[1:]
+    assert set(generation.cosines(ids, units(1)[0])) == {ids[1]}
     assert [id for id, _ in generation.matching(["river"], 5, EVERYTHING)] == ids[:1]
 
 
@@ -290,7 +290,7 @@ def _same(one: Generation, other: Generation, filters: Sequence[Within]) -> None
     for word in (*WORDS, "page7", "absent"):
         assert one.frequency(word) == other.frequency(word), word
     for within in filters:
-        for vector in _units(4, seed=77):
+        for vector in units(4, seed=77):
             mine, theirs = (generation.nearest(vector, 15, within) for generation in (one, other))
             assert [id for id, _ in mine] == [id for id, _ in theirs]
         for word in ("river", "compass", "page7"):
@@ -350,7 +350,7 @@ def test_what_is_added_at_once_is_divided_into_segments_of_a_bounded_size(
     assert [len(one.rows) for one in generation.segments] == [400, 400, 400]
     for within in _filters():
         seen = _seen(held, within)
-        for vector in _units(5, seed=9):
+        for vector in units(5, seed=9):
             assert [id for id, _ in generation.nearest(vector, 10, within)] == school.exact(vector, 10, seen)
 
 
@@ -398,10 +398,10 @@ def test_readers_see_what_changed_before_large_segments_are_written_again(
     reader = Index(school.settings.index, school.settings.run / "reader.lock", school.database)
     generation = reader.fresh()
     assert any(one.dead for one in generation.segments), "the large segment is still there"
-    found = {id for id, _ in generation.nearest(_units(1)[0], 1000, Filter(frozenset({"one"})))}
+    found = {id for id, _ in generation.nearest(units(1)[0], 1000, Filter(frozenset({"one"})))}
     assert found == {*second, *third, *rest} and not found & set(first)
     assert not {id for id, _ in generation.matching(["river"], 1000, EVERYTHING)} & set(first)
-    assert len(generation.nearest(_units(1)[0], 200, EVERYTHING)) == 200, "what is gone takes no places"
+    assert len(generation.nearest(units(1)[0], 200, EVERYTHING)) == 200, "what is gone takes no places"
     school.index.rebuild()
     assert not any(one.dead for one in school.fresh().segments)
     reader.close()
@@ -470,7 +470,7 @@ def test_searches_go_on_with_what_is_there_while_another_thread_rebuilds(
     rebuilding.start()
     try:
         assert begun.wait(60)
-        assert school.fresh() is before and len(before.nearest(_units(1)[0], 50, EVERYTHING)) == len(first)
+        assert school.fresh() is before and len(before.nearest(units(1)[0], 50, EVERYTHING)) == len(first)
     finally:
         go_on.set()
         rebuilding.join()
