@@ -53,7 +53,7 @@ def _write(folder: Path, number: int) -> Path:
 async def test_a_process_that_searches_meets_every_state_whole_and_builds_none(
     settings: Settings, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Of the kind that is read in place every document is a segment of its own, and what is gone is purged in a step of its own."""
+    """Of the kind that is read in place every document is a segment of its own, and what is gone is purged in its own step."""
     if kind != "flat":
         monkeypatch.setattr(index, "GROWTH", 0)
         monkeypatch.setattr(index, "QUICK", 0)
