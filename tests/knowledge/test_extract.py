@@ -94,6 +94,28 @@ def test_text_of_any_common_encoding(tmp_path: Path, settings: Settings, encodin
     assert [section.place for section in found.sections] == ["line 1", "line 3"]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("koi8-r", "Растения строят сахар из солнечного света, воды и углекислого газа. Листья зелёные."),  # noqa: RUF001
+        ("cp1251", "Растения строят сахар из солнечного света, воды и углекислого газа. Листья зелёные."),  # noqa: RUF001
+        ("shift_jis", "植物は太陽の光と水と二酸化炭素から糖を作ります。葉が緑色に見えるのは葉緑素があるからです。"),
+        ("euc_jp", "植物は太陽の光と水と二酸化炭素から糖を作ります。葉が緑色に見えるのは葉緑素があるからです。"),
+        ("gb18030", "绿色植物利用阳光、水和二氧化碳制造糖。叶子看起来是绿色的,因为它们含有叶绿素。"),
+        ("big5", "綠色植物利用陽光、水和二氧化碳製造糖。葉子看起來是綠色的,因為它們含有葉綠素。"),
+        ("euc_kr", "녹색 식물은 햇빛과 물과 이산화탄소로 당을 만듭니다. 강은 산에서 자갈과 모래를 나릅니다."),
+        ("iso8859-7", "Τα πράσινα φυτά φτιάχνουν ζάχαρη από το φως του ήλιου, το νερό και το διοξείδιο του άνθρακα."),  # noqa: RUF001
+        ("cp1256", "تصنع النباتات الخضراء السكر من ضوء الشمس والماء وثاني أكسيد الكربون."),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 200])
+def test_text_of_other_scripts_in_their_old_encodings(
+    tmp_path: Path, settings: Settings, encoding: str, text: str, times: int
+) -> None:
+    (tmp_path / "a.txt").write_bytes("\n\n".join([text] * times).encode(encoding))
+    assert {section.text for section in _read(tmp_path / "a.txt", settings).sections} == {text}
+
+
 def test_type_goes_by_content_and_a_wrong_name_is_mentioned(tmp_path: Path, settings: Settings) -> None:
     path = pdf(tmp_path / "a.pdf", [PLANTS]).rename(tmp_path / "a.docx")
     found = _read(path, settings)
