@@ -16,7 +16,7 @@ from appliance.db import Database
 from appliance.knowledge import segments, vectors
 from appliance.knowledge.shelves import EVERYTHING
 from appliance.settings import Settings
-from tests.knowledge.test_index import School, units
+from tests.knowledge.school import School, units
 
 PASSAGES = 1200
 

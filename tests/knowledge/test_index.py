@@ -16,84 +16,11 @@ from appliance.knowledge import content, index, lexical, segments, vectors
 from appliance.knowledge.index import Generation, Index
 from appliance.knowledge.shelves import EVERYTHING, Filter, Within
 from appliance.settings import Settings
-from appliance.tables import collections, documents, passages
+from appliance.tables import passages
+from tests.knowledge.school import School, held_vectors, units
 
 KINDS = ["flat", "scan", "clusters"]
 WORDS = ["river", "delta", "pebble", "magnet", "compass", "needle", "plant", "sugar", "light", "prime", "number", "fraction"]
-
-
-def units(rows: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Vectors around a few centres, as those of texts are."""
-    numbers = np.random.default_rng(seed)
-    centres = np.random.default_rng(42).standard_normal((30, 384), dtype=np.float32)
-    made = centres[numbers.integers(0, 30, rows)] + numbers.standard_normal((rows, 384), dtype=np.float32)
-    return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), dtype=np.float32)
-
-
-class School:
-    """Tables that are filled directly, and an index over them."""
-
-    def __init__(self, settings: Settings, database: Database) -> None:
-        self.settings = settings
-        self.database = database
-        self.index = Index(settings.index, settings.run / "index.lock", database)
-        self.vectors: dict[int, np.ndarray[Any, Any]] = {}
-        self._seed = 0
-
-    def add(
-        self, document: str, texts: Sequence[str], collection: str = "one", subject: str = "", grade: str = "", bare: int = 0
-    ) -> list[int]:
-        """A document with a passage a text; the last `bare` of them have no vector. Returns their ids."""
-        self._seed += 1
-        made = units(len(texts), self._seed)
-        with self.database.begin() as connection:
-            if not connection.scalar(sa.select(collections.c.id).where(collections.c.id == collection)):
-                connection.execute(sa.insert(collections).values(id=collection, name=collection, created=0.0))
-            told = {"title": document, "file": document, "kind": "text", "sha256": document, "bytes": 1, "added": 0.0}
-            connection.execute(
-                sa.insert(documents).values(id=document, collection=collection, subject=subject, grade=grade, **told)
-            )
-            ids = []
-            for at, text in enumerate(texts):
-                blob = None if at >= len(texts) - bare else made[at].tobytes()
-                row = {"document": document, "ordinal": at, "place": "", "text": text, "vector": blob}
-                key = connection.execute(sa.insert(passages).values(**row)).inserted_primary_key
-                assert key is not None
-                ids.append(int(key[0]))
-                if blob is not None:
-                    self.vectors[ids[-1]] = made[at]
-            content.changed(connection)
-        return ids
-
-    def remove(self, document: str) -> None:
-        with self.database.begin() as connection:
-            gone = connection.scalars(sa.select(passages.c.id).where(passages.c.document == document)).all()
-            connection.execute(sa.delete(documents).where(documents.c.id == document))
-            content.changed(connection)
-        for id in gone:
-            self.vectors.pop(id, None)
-
-    def change(self, document: str, **values: Any) -> None:
-        with self.database.begin() as connection:
-            connection.execute(sa.update(documents).where(documents.c.id == document).values(**values))
-            content.changed(connection)
-
-    def fresh(self) -> Generation:
-        return self.index.fresh()
-
-    def rebuilt(self, folder: str) -> Generation:
-        """What an index says that was built at once."""
-        other = Index(self.settings.home / folder, self.settings.run / folder, self.database)
-        other.rebuild()
-        return other.fresh()
-
-    def exact(self, vector: Any, k: int, ids: Sequence[int]) -> list[int]:
-        scored = sorted((id for id in ids if id in self.vectors), key=lambda id: -float(self.vectors[id] @ vector))
-        return scored[:k]
-
-    def bytes_of(self, what: bytes) -> list[str]:
-        """Files of the index in which these bytes stand."""
-        return [path.name for path in self.settings.index.rglob("*") if path.is_file() and what in path.read_bytes()]
 
 
 @pytest.fixture
@@ -355,20 +282,27 @@ def test_what_is_added_at_once_is_divided_into_segments_of_a_bounded_size(
 
 
 @pytest.mark.parametrize("quick", [50_000, 0])
+@pytest.mark.usefixtures("kind")
 def test_nothing_of_a_removed_document_is_left_in_the_index(
-    school: School, monkeypatch: pytest.MonkeyPatch, kind: str, quick: int
+    school: School, monkeypatch: pytest.MonkeyPatch, quick: int
 ) -> None:
     monkeypatch.setattr(index, "QUICK", quick)
     school.add("stays", [_text(page) for page in range(30)])
     (secret,) = school.add("goes", ["The secretword xylophonequartz is told here."])
     school.index.rebuild()
-    told = school.vectors[secret].tobytes()
+    vector = school.vectors[secret]
+    held = held_vectors(school)
+    at = int(np.argmax([float(one @ vector) for _, one in held]))
+    told, nearest = held[at]
+    assert float(nearest @ vector) > 0.99, "it can be seen in what a kind makes of it"
     assert school.bytes_of(b"xylophonequartz") == ["lexical.sqlite3"] and school.bytes_of(b"goes")
-    assert kind != "flat" or school.bytes_of(told) == ["vectors.faiss"]
+    assert school.bytes_of(told) == ["vectors.faiss"] and len(told) in (vectors.DIMENSIONS, 4 * vectors.DIMENSIONS)
     school.remove("goes")
     school.index.rebuild()
-    for bytes_ in (b"xylophonequartz", b"secretword", b'"goes"', told, told[:64]):
+    for bytes_ in (b"xylophonequartz", b"secretword", b'"goes"', vector.tobytes(), told, told[:64]):
         assert school.bytes_of(bytes_) == []
+    left = held_vectors(school)
+    assert len(left) == 30 and max(float(one @ vector) for _, one in left) < 0.9, "nor in other bytes that mean the same"
     assert school.fresh().passages == 30
     school.remove("stays")
     school.index.rebuild()
