@@ -13,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from appliance.errors import ApplianceError, BadInput, NotFound, TooLarge
+from appliance.knowledge import extract as extracting
 from appliance.knowledge.extract import Extracted, clean_name, extract
 from appliance.settings import CLONE, Settings
 from tests.knowledge.helpers import MAGNETS, PLANTS, RIVERS, docx, pdf, with_part, zip_bomb
@@ -207,13 +208,19 @@ def test_entities_in_docx_are_refused(tmp_path: Path, settings: Settings, declar
     assert "XML entities" in _fault(with_part(path, "word/document.xml", body), settings)
 
 
-def test_reader_that_needs_too_much_time_or_memory_is_stopped(tmp_path: Path, settings: Settings) -> None:
+def test_reader_that_needs_too_much_time_or_memory_is_stopped(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Thousands of tags inside one another: little to read, much to build.
     (tmp_path / "deep.html").write_text("<html><body>" + "<div><p>word </p>" * 400_000)
     little_memory = Settings(home=settings.home, extract_memory_mb=150)
     assert "needs more than 150 MB" in _fault(tmp_path / "deep.html", little_memory)
     little_time = settings.model_copy(update={"extract_memory_mb": 8000, "extract_seconds": 1})
     assert "took more than 1 seconds" in _fault(tmp_path / "deep.html", little_time)
+    # Of the processor it may have an hour, but not by the clock.
+    monkeypatch.setattr(extracting, "_wall", lambda _seconds: 1)
+    patient = settings.model_copy(update={"extract_memory_mb": 8000, "extract_seconds": 3600})
+    assert "still being read after 1 seconds" in _fault(tmp_path / "deep.html", patient)
 
 
 def test_missing_file_and_link(tmp_path: Path, settings: Settings) -> None:
