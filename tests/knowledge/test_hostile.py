@@ -36,7 +36,7 @@ SAID = {
     "says less.docx": "its ZIP parts cannot be read",
     "says next to nothing.epub": "its ZIP parts cannot be read",
     "archives in archives.docx": "is no readable DOCX",
-    "swelling.docx": "swelling.docx",
+    "swelling.docx": "needs more than 190 MB of memory to read",
 }
 
 
