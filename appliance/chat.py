@@ -22,7 +22,7 @@ from appliance.citations import Citations
 from appliance.conversations import Conversations, Turn
 from appliance.coverage import Sources, shorten
 from appliance.engine.handler import Message, Request
-from appliance.errors import ApplianceError, BadInput, Busy, Conflict, ModelUnavailable, TooLarge
+from appliance.errors import ApplianceError, BadInput, Busy, Conflict, ModelUnavailable, TooLarge, where
 from appliance.fence import Fence, secret_of
 from appliance.knowledge import suspicion
 from appliance.knowledge.follow_ups import to_search
@@ -462,15 +462,6 @@ def clean_question(text: str) -> str:
     if not text:
         raise BadInput("The question is empty.", "Write a question first.")
     return text
-
-
-def where(error: BaseException) -> str:
-    """Kind and place of a fault, for a log: its message may hold what a pupil wrote."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
-    return f"{type(error).__name__}{place}"
 
 
 def _split(messages: Sequence[Message]) -> tuple[str, list[Message], str]:

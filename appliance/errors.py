@@ -127,6 +127,15 @@ class GateNotPassed(ApplianceError):
     exit_code = 4
 
 
+def where(error: BaseException) -> str:
+    """Kind and place of a fault, for a log: its message may hold what a pupil wrote, or what a document says."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
+    return f"{type(error).__name__}{place}"
+
+
 def from_os_error(error: OSError, what: str) -> ApplianceError:
     """Translate a full disk or a permission fault met while doing `what` ("saving lesson.pdf")."""
     import errno

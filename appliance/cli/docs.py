@@ -254,11 +254,8 @@ async def check(out: Output, file: Path | None, collection: str | None, history:
             + (f" ({between[0]:.2f} to {between[1]:.2f})" if between else "")
         )
     if len(report["collections"]) > 1:
-        rows = [
-            (name, one["asked"], *(_share(one[rate]) for rate in ("hit_at_1", "hit_at_5", "refused_answerable")))
-            for name, one in report["collections"].items()
-        ]
-        out.table(("collection", "questions", "hit at 1", "hit at 5", "refused"), rows)
+        rows = [(name, one["asked"], *(_share(one[rate]) for rate in RATES)) for name, one in report["collections"].items()]
+        out.table(("collection", "questions", *(name.replace("_", " ") for name in RATES)), rows)
     if report["kept"]:
         out.note(f"These figures are not kept: {report['kept']}")
     out.result(report)

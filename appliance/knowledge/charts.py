@@ -85,7 +85,7 @@ def by_collection(checks: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[st
         found.setdefault(check["collection"] or "", []).append(dict(check))
         if check["collection"] is None:
             for name, rates in (check.get("collections") or {}).items():
-                part = {"refused_unanswerable": None, **rates, "collection": name}
+                part = {"refused_unanswerable": None, **rates, "collection": name}  # earlier checks had none of these
                 found.setdefault(name, []).append({**check, **part, "collections": {}})
     return found
 

@@ -2,12 +2,13 @@
 
 Vectors of two embedders have nothing to say to each other, so every passage keeps the name of the one that made its vector, and
 one of another is as good as none: it is found by its words until `renew` has come to it. Hides batches, and that the embedder
-may be away. It is handed a function that embeds, and cuts nothing.
+may be away, or answer what it likes: no file is left out for that. It is handed a function that embeds, and cuts nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -15,11 +16,13 @@ import numpy as np
 import sqlalchemy as sa
 
 from appliance.db import Database
-from appliance.errors import Busy, ModelUnavailable
+from appliance.errors import ApplianceError, Busy, ModelUnavailable, where
 from appliance.knowledge import content
 from appliance.knowledge.chunks import Piece, embedding_text
 from appliance.knowledge.index import DIMENSIONS, Vector
 from appliance.tables import passages
+
+log = logging.getLogger(__name__)
 
 # Texts to float32 rows of length 1, shape (n, 384). Raises ModelUnavailable while the engine is down.
 Embed = Callable[[Sequence[str]], Awaitable[np.ndarray[Any, Any]]]
@@ -55,7 +58,7 @@ class Embedding:
             tell(start, len(texts))
             try:
                 vectors.extend(await self._batch(texts[start : start + BATCH]))
-            except ModelUnavailable:
+            except ApplianceError:
                 return None
         tell(len(texts), len(texts))
         return vectors
@@ -92,7 +95,8 @@ class Embedding:
                 break
             try:
                 vectors = await self._batch([embedding_text(row.place, row.text) for row in rows])
-            except ModelUnavailable:
+            except ApplianceError as error:
+                log.warning("%d passages are found by their words only: %s", total - done, where(error))
                 return total - done
             await asyncio.to_thread(self._store, [row.id for row in rows], vectors)
             done, last = done + len(rows), rows[-1].id
@@ -101,8 +105,14 @@ class Embedding:
         return 0
 
     async def _batch(self, texts: Sequence[str]) -> list[Vector]:
-        """Anything else than one finite row of 384 for each text is a fault of the engine."""
-        matrix = np.ascontiguousarray(await self._embed(texts), dtype=np.float32)
+        """Anything else than one finite row of 384 for each text is a fault of the engine. Raises ApplianceErrors only."""
+        try:
+            matrix = np.ascontiguousarray(await self._embed(texts), dtype=np.float32)
+        except ApplianceError:
+            raise
+        except Exception as error:  # whatever client the function is, and whatever the engine said to it
+            log.error("the embedder failed: %s", where(error))
+            raise ModelUnavailable("The embedder failed.", "Restart the engine.") from error
         if matrix.shape != (len(texts), DIMENSIONS) or not np.isfinite(matrix).all():
             raise ModelUnavailable("The embedder answered with something that is no embedding.", "Restart the engine.")
         return list(matrix)

@@ -83,7 +83,7 @@ def extract(path: Path, name: str, settings: Settings, stopped: threading.Event 
     if not path.is_file():
         raise NotFound(f"There is no file {name}.", "Check the path.")
     # Processor seconds are limited inside the child; the wall clock stops one that waits.
-    with child("extract_child", seconds=settings.extract_seconds * 2 + 30, what=f"reading {name}") as process:
+    with child("extract_child", seconds=_wall(settings.extract_seconds), what=f"reading {name}") as process:
         found, pictures = _listen(process, job, name)
     return found if not pictures else _with_pictures(found, pictures, path, name, settings, stopped)
 
@@ -150,8 +150,15 @@ def _messages(stream: IO[bytes], limit: int, name: str) -> Any:
             yield message
 
 
+def _wall(seconds: int) -> int:
+    """Seconds by the clock for a reader that may use so many of the processor's."""
+    return seconds * 2 + 30
+
+
 def _died(code: int, name: str, job: dict[str, Any]) -> ApplianceError:
     hint = "Open it in the program it came from, save it again or print it to PDF, and add that."
-    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+    if code == -signal.SIGXCPU:
         return BadInput(f"{name} was not read: reading it took more than {job['seconds']} seconds.", hint)
+    if code == -signal.SIGKILL:  # by the wall clock, or by the system where it has no memory left
+        return BadInput(f"{name} was not read: it was still being read after {_wall(job['seconds'])} seconds.", hint)
     return BadInput(f"{name} was not read: it is damaged, or it needs more than {job['memory'] // 2**20} MB to read.", hint)

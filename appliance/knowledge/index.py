@@ -37,7 +37,7 @@ from appliance.knowledge import content, segments
 from appliance.knowledge.lexical import BUDGET, Query, Terms, rarity, statements
 from appliance.knowledge.segments import Described, Segment
 from appliance.knowledge.shelves import Everything, Filter, Within
-from appliance.knowledge.vectors import DIMENSIONS, Range, Vector
+from appliance.knowledge.vectors import DIMENSIONS, Changed, Range, Vector
 from appliance.tables import documents, passages
 
 __all__ = ["DIMENSIONS", "Generation", "Index", "Reader", "Vector", "locked"]
@@ -100,7 +100,7 @@ class Generation:
         near: list[tuple[int, float]] = []
         for one, ranges in self._within(within):
             wanted = k if one.vectors.exact else k + MARGIN
-            found = one.passages(one.vectors.nearest(vector, wanted, one.embedded(ranges)))
+            found = one.passages(self._asked([], one.vectors.nearest, vector, wanted, one.embedded(ranges)))
             (exact if one.vectors.exact else near).extend(found)
         best = [passage for passage, _ in sorted(near, key=_best)[: k + MARGIN]]
         return sorted([*exact, *self.cosines(best, vector).items()], key=_best)[:k]
@@ -164,7 +164,7 @@ class Generation:
 
         try:
             return ask(*arguments)
-        except pysqlite3.dbapi2.DatabaseError:
+        except (pysqlite3.dbapi2.DatabaseError, Changed):
             self.whole = False
             return otherwise
 

@@ -289,14 +289,15 @@ class Intake:
         document = new_id()
         final = stored(self._settings, document)
         try:
-            os.replace(taken.incoming, final)
-            sync(final.parent)
-        except OSError as error:
-            raise _named(from_os_error(error, f"storing {taken.name}"), taken.name) from error
-        try:
+            try:
+                os.replace(taken.incoming, final)
+                sync(final.parent)
+            except OSError as error:
+                raise from_os_error(error, f"storing {taken.name}") from error
             replaced = self._commit(taken, vectors, document)
         except BaseException as error:
-            final.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                final.unlink(missing_ok=True)
             if isinstance(error, ApplianceError):
                 raise _named(error, taken.name) from error
             raise

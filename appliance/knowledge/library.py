@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from appliance.db import Database
-from appliance.errors import ApplianceError, Busy, UnderWay
+from appliance.errors import ApplianceError, Busy, UnderWay, where
 from appliance.files import sha256_of
 from appliance.knowledge import calibration, intake, measure, reranking
 from appliance.knowledge.catalogue import Catalogue, Document
@@ -42,6 +43,8 @@ from appliance.knowledge.shelves import (
 from appliance.settings import Settings
 
 __all__ = ["EVERYTHING", "Copy", "Document", "FileReport", "Filter", "Found", "Gone", "Library", "Passage", "Within"]
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 LONGEST_QUESTION = 4_000  # characters; the embedder reads about the first thousand
@@ -208,6 +211,13 @@ class Library:
                     await _to_its_end(partial(run.recognised, taken))
         except ApplianceError as error:
             return FileReport(name, "failed", seconds=time.monotonic() - began, error=error, path=intake.shown(path))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one file, the others are still to come
+            log.error("a file was not added: %s", where(error))
+            fault = ApplianceError(
+                f"{name} was not added: a fault in the appliance ({type(error).__name__}).",
+                "Add it again; if it stays, add it in another format and tell whoever looks after the appliance.",
+            )
+            return FileReport(name, "failed", seconds=time.monotonic() - began, error=fault, path=intake.shown(path))
         status = "added" if taken.known is None else "unchanged"
         return FileReport(
             name, status, taken.known or document, taken.pages, taken.passages, time.monotonic() - began, taken.note,
@@ -234,8 +244,13 @@ class Library:
             with self._database.read() as connection:
                 return list(connection.execute(seen(chosen, within)))
 
-        generation = self._index.fresh()
-        return [search(generation, rows, text, vector, k, within, rerank) for text, vector in zip(texts, vectors, strict=True)]
+        for _ in range(2):
+            generation = self._index.fresh()
+            asked = zip(texts, vectors, strict=True)
+            found = [search(generation, rows, text, vector, k, within, rerank) for text, vector in asked]
+            if generation.whole:
+                break  # else a file that is read in place was damaged meanwhile: asked again, of one that is built anew
+        return found
 
     # --- looking up --------------------------------------------------------------------------------------------------
     async def named(self, names: Sequence[str] | None, within: Within) -> Within:

@@ -1,7 +1,8 @@
 """How good is the search? Hits and refusals on a file of questions whose answers are known.
 
 A line with `book_file` and `page` is a hit where a passage of that file and page comes back, or one that stands for it; so is
-each further place in its `also_in`. A line without a file, or with `answer_in_books` false, must be refused. Knows the search
+each further place in its `also_in`. A line without a file, or with `answer_in_books` false, must be refused. A line's
+`collection` says whose figures it counts for: of a question that nothing answers, nothing else can say that. Knows the search
 only as a function.
 """
 
@@ -47,7 +48,8 @@ async def check(
 ) -> dict[str, Any]:
     """Rates between 0 and 1, None where the file has no question of that sort; `rank` counts from 1, None is a miss.
 
-    `shelves` (file to collection) adds the rates of each collection; a question whose file is nowhere counts for none.
+    `shelves` (file to collection) adds the rates of each collection: of questions that name it, or whose file lies there. What
+    is in none of them counts for the whole.
     `intervals`: where each rate may lie, given so few questions. `lexical_only`: the embedder was away.
     Raises BadInput naming the line at fault.
     """
@@ -56,11 +58,14 @@ async def check(
     questions: list[dict[str, Any]] = []
     outcomes: dict[str, list[bool]] = {name: [] for name in RATES}
     parts: dict[str, dict[str, list[bool]]] = {}
+    known = list((shelves or {}).values())
     for row, answer in zip(rows, answers, strict=True):
         answerable = is_answerable(row)
         place = rank(row, answer.passages) if answerable else None
         questions.append({"question": row["question"], "rank": place, "covered": answer.covered})
-        shelf = (shelves or {}).get(row["book_file"]) if answerable else None
+        shelf = row.get("collection")
+        if shelf not in known:
+            shelf = (shelves or {}).get(row["book_file"]) if answerable else None
         for counts in [outcomes] if shelf is None else [outcomes, parts.setdefault(shelf, {name: [] for name in RATES})]:
             if answerable:
                 counts["hit_at_1"].append(place == 1)
@@ -87,8 +92,8 @@ def interval(hits: int, of: int) -> tuple[float, float] | None:
 
 
 def _of_one(counts: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
-    known = ("hit_at_1", "hit_at_5", "refused_answerable")  # what no document answers belongs to no collection
-    return {**{name: _rate(counts[name]) for name in known}, "asked": len(counts["hit_at_1"])}
+    asked = len(counts["refused_answerable"]) + len(counts["refused_unanswerable"])
+    return {**{name: _rate(counts[name]) for name in RATES}, "asked": asked}
 
 
 def is_answerable(row: Mapping[str, Any]) -> bool:

@@ -6,11 +6,17 @@ ones are among them: whoever asks computes the score of these again. Rows count 
 flat      below FLAT_BELOW: the vectors themselves, in memory; exact
 scan      a byte a number, all of them looked at, memory-mapped
 clusters  from CLUSTERS_FROM: the same bytes in lists of near ones (IVF), of which the nearest are looked at, memory-mapped
+
+A mapped file that somebody else cuts short where it lies (a backup restored over it, say) would end this process with SIGBUS at
+the next look into it. Nothing of ours writes into a finished file, replacing or removing one leaves what is mapped alone, and
+every search first asks whether the file is as it was when it was opened: only cutting it during a search is left.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,13 +59,21 @@ def build(matrix: Vector) -> Any:
     return index
 
 
-class Vectors:
-    """The vectors of one segment, for searching from any thread."""
+class Changed(Exception):
+    """Somebody wrote into the file since it was verified. Never leaves this folder: the segment is read, or built, anew."""
 
-    def __init__(self, index: Any) -> None:
+
+class Vectors:
+    """The vectors of one segment, for searching from any thread. `mapped`: the open file that they are read from, else None."""
+
+    def __init__(self, index: Any, mapped: int | None = None) -> None:
         import faiss
 
         self._faiss: Any = faiss
+        self._mapped = mapped
+        if mapped is not None:
+            weakref.finalize(self, os.close, mapped)
+            self._as_opened = _written(mapped)
         self._index: Any = index
         self._lists = int(getattr(self._index, "nlist", 0))
         self.rows = int(index.ntotal)
@@ -68,8 +82,10 @@ class Vectors:
     def nearest(self, vector: Vector, k: int, ranges: Sequence[Range]) -> list[tuple[int, float]]:
         """The `k` nearest rows within the ranges (sorted, apart), best first, with their cosines, near enough to choose by.
 
-        `vector`: float32 (384,), length 1.
+        `vector`: float32 (384,), length 1. Raises Changed.
         """
+        if self._mapped is not None and _written(self._mapped) != self._as_opened:
+            raise Changed
         scope = sum(stop - start for start, stop in ranges)
         if not scope:
             return []
@@ -81,7 +97,7 @@ class Vectors:
             parameters = self._faiss.SearchParameters(sel=selector)
         self._faiss.omp_set_num_threads(1)  # of this thread: one question gains nothing from more, and others ask, too
         scores, found = self._index.search(vector.reshape(1, -1), min(k, scope), params=parameters)
-        return [(int(row), float(score)) for row, score in zip(found[0], scores[0], strict=True) if row >= 0]
+        return [(int(row), float(score)) for row, score in zip(found[0], scores[0], strict=True) if 0 <= row < self.rows]
 
     def _selector(self, ranges: Sequence[Range]) -> Any:
         # Before the best are taken, not after: another class's better passages must not push this class's out.
@@ -115,6 +131,16 @@ def open_file(path: Path, memory: bool) -> Vectors:
 
     if memory:
         return Vectors(faiss.deserialize_index(np.frombuffer(path.read_bytes(), dtype=np.uint8)))
-    with path.open("rb") as file:
-        lists = file.read(2) == b"Iw"  # FAISS maps lists in another way than it maps plain codes, and refuses the wrong one
-    return Vectors(faiss.read_index(str(path), faiss.IO_FLAG_MMAP if lists else faiss.IO_FLAG_MMAP_IFC))
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lists = os.read(descriptor, 2) == b"Iw"  # FAISS maps lists in another way than plain codes, and refuses the wrong one
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if lists else faiss.IO_FLAG_MMAP_IFC)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return Vectors(index, descriptor)
+
+
+def _written(descriptor: int) -> tuple[int, int]:
+    facts = os.fstat(descriptor)
+    return facts.st_size, facts.st_mtime_ns

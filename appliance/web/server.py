@@ -23,8 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from appliance.chat import where
-from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, NotSignedIn, TooLarge
+from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, NotSignedIn, TooLarge, where
 from appliance.web import admin, api, auth, classes, library, models, pages, quotas, review, show, uploads
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 All books of `../shared/data` (or of --data) go into one collection of a home that is thrown away, in every format that can be
 read, with the real embedder in this process; then the questions there are asked through `Library.check`: nothing of the search
 was chosen on them. The questions that it was chosen on, appliance/content/retrieval, are asked as well, with parts of the
-search left out one by one. No server runs.
+search left out one by one. While the books are added, another process searches as the web process does (`web_memory`).
 """
 
 from __future__ import annotations
@@ -98,6 +98,30 @@ async def ingest(library: Library, books: Path) -> tuple[list[FileReport], float
     started = time.perf_counter()
     reports = await library.add([books], "books", on_file=lambda one: say(f"  {one.file}: {one.status}"))
     return reports, time.perf_counter() - started
+
+
+async def ingest_watched(library: Library, books: Path, home: Path) -> tuple[list[FileReport], float, dict[str, int]]:
+    """`ingest`, and what a process that searches meanwhile says of itself. It begins with one small document, to be warm."""
+    small = home / "small.txt"
+    small.write_text("Leaves look green, since chlorophyll takes in red and blue light.")
+    (first,) = await library.add([small], "small")
+    command = [sys.executable, str(Path(__file__).with_name("web_memory.py")), str(home / "home")]
+    searching = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
+    assert searching.stdin is not None and searching.stdout is not None
+    await searching.stdout.readline()
+    reports, seconds = await ingest(library, books)
+    searching.stdin.close()
+    told = json.loads(await searching.stdout.readline())
+    await searching.wait()
+    await library.remove(str(first.document), EVERYTHING)
+    return reports, seconds, told
+
+
+def memory_row(told: dict[str, int]) -> Row:
+    before, after, largest = (f"{told[name] / 2**20:.0f} MB" for name in ("before", "after", "largest"))
+    return "web process while all files are added", f"{before} before, {after} after", "flat", (
+        f"its largest {largest}; the index of all of them is in it after; {told['searches']} searches, {told['faults']} failed"
+    )  # fmt: skip
 
 
 def ingest_rows(reports: list[FileReport], seconds: float) -> Iterator[Row]:
@@ -252,10 +276,10 @@ async def run(data: Path, home: Path) -> tuple[list[Row], list[str]]:
     library = Library(settings, database, engine.embed)
     try:
         await engine.embed(["The model is loaded before anything is timed."])
-        reports, seconds = await ingest(library, data / "books")
+        reports, seconds, told = await ingest_watched(library, data / "books", home)
         file, counts = questions(data, home)
         rows = [*await search_rows(library, engine, file, counts), await time_row(library, file)]
-        rows += ingest_rows(reports, seconds)
+        rows += [*ingest_rows(reports, seconds), memory_row(told)]
         index = Index(settings.index, settings.run / "index.lock", database)
         asked = [row for name in ("answerable", "unanswerable") for row in questions_of(CONTENT / f"{name}.jsonl")]
         vectors = [(await engine.embed([row["question"]]))[0] for row in asked]

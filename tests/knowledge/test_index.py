@@ -16,84 +16,11 @@ from appliance.knowledge import content, index, lexical, segments, vectors
 from appliance.knowledge.index import Generation, Index
 from appliance.knowledge.shelves import EVERYTHING, Filter, Within
 from appliance.settings import Settings
-from appliance.tables import collections, documents, passages
+from appliance.tables import passages
+from tests.knowledge.school import School, held_vectors, units
 
 KINDS = ["flat", "scan", "clusters"]
 WORDS = ["river", "delta", "pebble", "magnet", "compass", "needle", "plant", "sugar", "light", "prime", "number", "fraction"]
-
-
-def _units(rows: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Vectors around a few centres, as those of texts are."""
-    numbers = np.random.default_rng(seed)
-    centres = np.random.default_rng(42).standard_normal((30, 384), dtype=np.float32)
-    made = centres[numbers.integers(0, 30, rows)] + numbers.standard_normal((rows, 384), dtype=np.float32)
-    return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), dtype=np.float32)
-
-
-class School:
-    """Tables that are filled directly, and an index over them."""
-
-    def __init__(self, settings: Settings, database: Database) -> None:
-        self.settings = settings
-        self.database = database
-        self.index = Index(settings.index, settings.run / "index.lock", database)
-        self.vectors: dict[int, np.ndarray[Any, Any]] = {}
-        self._seed = 0
-
-    def add(
-        self, document: str, texts: Sequence[str], collection: str = "one", subject: str = "", grade: str = "", bare: int = 0
-    ) -> list[int]:
-        """A document with a passage a text; the last `bare` of them have no vector. Returns their ids."""
-        self._seed += 1
-        made = _units(len(texts), self._seed)
-        with self.database.begin() as connection:
-            if not connection.scalar(sa.select(collections.c.id).where(collections.c.id == collection)):
-                connection.execute(sa.insert(collections).values(id=collection, name=collection, created=0.0))
-            told = {"title": document, "file": document, "kind": "text", "sha256": document, "bytes": 1, "added": 0.0}
-            connection.execute(
-                sa.insert(documents).values(id=document, collection=collection, subject=subject, grade=grade, **told)
-            )
-            ids = []
-            for at, text in enumerate(texts):
-                blob = None if at >= len(texts) - bare else made[at].tobytes()
-                row = {"document": document, "ordinal": at, "place": "", "text": text, "vector": blob}
-                key = connection.execute(sa.insert(passages).values(**row)).inserted_primary_key
-                assert key is not None
-                ids.append(int(key[0]))
-                if blob is not None:
-                    self.vectors[ids[-1]] = made[at]
-            content.changed(connection)
-        return ids
-
-    def remove(self, document: str) -> None:
-        with self.database.begin() as connection:
-            gone = connection.scalars(sa.select(passages.c.id).where(passages.c.document == document)).all()
-            connection.execute(sa.delete(documents).where(documents.c.id == document))
-            content.changed(connection)
-        for id in gone:
-            self.vectors.pop(id, None)
-
-    def change(self, document: str, **values: Any) -> None:
-        with self.database.begin() as connection:
-            connection.execute(sa.update(documents).where(documents.c.id == document).values(**values))
-            content.changed(connection)
-
-    def fresh(self) -> Generation:
-        return self.index.fresh()
-
-    def rebuilt(self, folder: str) -> Generation:
-        """What an index says that was built at once."""
-        other = Index(self.settings.home / folder, self.settings.run / folder, self.database)
-        other.rebuild()
-        return other.fresh()
-
-    def exact(self, vector: Any, k: int, ids: Sequence[int]) -> list[int]:
-        scored = sorted((id for id in ids if id in self.vectors), key=lambda id: -float(self.vectors[id] @ vector))
-        return scored[:k]
-
-    def bytes_of(self, what: bytes) -> list[str]:
-        """Files of the index in which these bytes stand."""
-        return [path.name for path in self.settings.index.rglob("*") if path.is_file() and what in path.read_bytes()]
 
 
 @pytest.fixture
@@ -161,7 +88,7 @@ def test_every_kind_finds_the_nearest_within_every_filter(school: School, kind: 
     hits = total = 0
     for within in _filters():
         seen = _seen(held, within)
-        for vector in _units(12, seed=99):
+        for vector in units(12, seed=99):
             found = generation.nearest(vector, 10, within)
             assert len(found) == 10 and {id for id, _ in found} <= set(seen), "filled, and nothing else let through"
             for id, score in found:
@@ -187,7 +114,7 @@ def test_a_narrow_filter_is_exact_on_both_sides_of_its_border(
     seen = _seen(held, within)
     assert len(seen) == 200
     generation = school.fresh()
-    for vector in _units(20, seed=5):
+    for vector in units(20, seed=5):
         assert [id for id, _ in generation.nearest(vector, 10, within)] == school.exact(vector, 10, seen)
 
 
@@ -200,7 +127,7 @@ def test_words_stay_within_every_filter_and_fill_it(school: School) -> None:
         found = [id for id, _ in generation.matching(["river", "magnet"], 60, within)]
         assert len(found) == len(set(found)) == 60 and set(found) <= seen
     nobody = Filter(frozenset())
-    assert generation.matching(["river"], 5, nobody) == [] == generation.nearest(_units(1)[0], 5, nobody)
+    assert generation.matching(["river"], 5, nobody) == [] == generation.nearest(units(1)[0], 5, nobody)
     assert generation.matching(["river"], 5, Filter(frozenset({"unknown"}))) == []
 
 
@@ -213,7 +140,7 @@ def test_a_filter_of_very_many_stretches_lets_nothing_else_through(school: Schoo
     generation = school.fresh()
     assert len(generation.segments[0].ranges(within)) == 20 > lexical.RANGES
     assert sorted(id for id, _ in generation.matching(["river"], 100, within)) == mine
-    assert sorted(id for id, _ in generation.nearest(_units(1)[0], 100, within)) == mine
+    assert sorted(id for id, _ in generation.nearest(units(1)[0], 100, within)) == mine
     assert len(generation.matching(["river"], 7, within)) == 7
 
 
@@ -224,8 +151,8 @@ def test_a_vector_of_another_embedder_is_left_out(school: School) -> None:
         content.changed(connection)
     generation = school.fresh()
     assert generation.embedded == 1
-    assert [id for id, _ in generation.nearest(_units(1)[0], 5, EVERYTHING)] == ids[1:]
-    assert set(generation.cosines(ids, _units(1)[0])) == {ids[1]}
+    assert [id for id, _ in generation.nearest(units(1)[0], 5, EVERYTHING)] == ids[1:]
+    assert set(generation.cosines(ids, units(1)[0])) == {ids[1]}
     assert [id for id, _ in generation.matching(["river"], 5, EVERYTHING)] == ids[:1]
 
 
@@ -290,7 +217,7 @@ def _same(one: Generation, other: Generation, filters: Sequence[Within]) -> None
     for word in (*WORDS, "page7", "absent"):
         assert one.frequency(word) == other.frequency(word), word
     for within in filters:
-        for vector in _units(4, seed=77):
+        for vector in units(4, seed=77):
             mine, theirs = (generation.nearest(vector, 15, within) for generation in (one, other))
             assert [id for id, _ in mine] == [id for id, _ in theirs]
         for word in ("river", "compass", "page7"):
@@ -350,25 +277,32 @@ def test_what_is_added_at_once_is_divided_into_segments_of_a_bounded_size(
     assert [len(one.rows) for one in generation.segments] == [400, 400, 400]
     for within in _filters():
         seen = _seen(held, within)
-        for vector in _units(5, seed=9):
+        for vector in units(5, seed=9):
             assert [id for id, _ in generation.nearest(vector, 10, within)] == school.exact(vector, 10, seen)
 
 
 @pytest.mark.parametrize("quick", [50_000, 0])
+@pytest.mark.usefixtures("kind")
 def test_nothing_of_a_removed_document_is_left_in_the_index(
-    school: School, monkeypatch: pytest.MonkeyPatch, kind: str, quick: int
+    school: School, monkeypatch: pytest.MonkeyPatch, quick: int
 ) -> None:
     monkeypatch.setattr(index, "QUICK", quick)
     school.add("stays", [_text(page) for page in range(30)])
     (secret,) = school.add("goes", ["The secretword xylophonequartz is told here."])
     school.index.rebuild()
-    told = school.vectors[secret].tobytes()
+    vector = school.vectors[secret]
+    held = held_vectors(school)
+    at = int(np.argmax([float(one @ vector) for _, one in held]))
+    told, nearest = held[at]
+    assert float(nearest @ vector) > 0.99, "it can be seen in what a kind makes of it"
     assert school.bytes_of(b"xylophonequartz") == ["lexical.sqlite3"] and school.bytes_of(b"goes")
-    assert kind != "flat" or school.bytes_of(told) == ["vectors.faiss"]
+    assert school.bytes_of(told) == ["vectors.faiss"] and len(told) in (vectors.DIMENSIONS, 4 * vectors.DIMENSIONS)
     school.remove("goes")
     school.index.rebuild()
-    for bytes_ in (b"xylophonequartz", b"secretword", b'"goes"', told, told[:64]):
+    for bytes_ in (b"xylophonequartz", b"secretword", b'"goes"', vector.tobytes(), told, told[:64]):
         assert school.bytes_of(bytes_) == []
+    left = held_vectors(school)
+    assert len(left) == 30 and max(float(one @ vector) for _, one in left) < 0.9, "nor in other bytes that mean the same"
     assert school.fresh().passages == 30
     school.remove("stays")
     school.index.rebuild()
@@ -398,10 +332,10 @@ def test_readers_see_what_changed_before_large_segments_are_written_again(
     reader = Index(school.settings.index, school.settings.run / "reader.lock", school.database)
     generation = reader.fresh()
     assert any(one.dead for one in generation.segments), "the large segment is still there"
-    found = {id for id, _ in generation.nearest(_units(1)[0], 1000, Filter(frozenset({"one"})))}
+    found = {id for id, _ in generation.nearest(units(1)[0], 1000, Filter(frozenset({"one"})))}
     assert found == {*second, *third, *rest} and not found & set(first)
     assert not {id for id, _ in generation.matching(["river"], 1000, EVERYTHING)} & set(first)
-    assert len(generation.nearest(_units(1)[0], 200, EVERYTHING)) == 200, "what is gone takes no places"
+    assert len(generation.nearest(units(1)[0], 200, EVERYTHING)) == 200, "what is gone takes no places"
     school.index.rebuild()
     assert not any(one.dead for one in school.fresh().segments)
     reader.close()
@@ -470,7 +404,7 @@ def test_searches_go_on_with_what_is_there_while_another_thread_rebuilds(
     rebuilding.start()
     try:
         assert begun.wait(60)
-        assert school.fresh() is before and len(before.nearest(_units(1)[0], 50, EVERYTHING)) == len(first)
+        assert school.fresh() is before and len(before.nearest(units(1)[0], 50, EVERYTHING)) == len(first)
     finally:
         go_on.set()
         rebuilding.join()

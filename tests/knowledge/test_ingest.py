@@ -27,6 +27,8 @@ from appliance.settings import CLONE, Settings
 from tests.knowledge.broken_off import run
 from tests.knowledge.helpers import MAGNETS, PLANTS, RIVERS, embed, pdf, pptx, shape
 
+ATTEMPTS = 20_000  # at changing the library while another does, a hundredth of a second apart
+
 
 @pytest.fixture
 def library(settings: Settings, database: Database) -> Iterator[Library]:
@@ -88,7 +90,7 @@ async def test_killed_at_one_step_or_another_the_job_goes_on_and_reads_nothing_t
     database.close()
     homes = [Path(shutil.copytree(seed.home, tmp_path / f"home-{number}")) for number in range(20)]
     command = [sys.executable, "-m", "tests.knowledge.broken_off", job.id, *map(str, homes)]
-    told = subprocess.run(command, cwd=CLONE, capture_output=True, text=True, check=True, timeout=300).stdout.split()
+    told = subprocess.run(command, cwd=CLONE, capture_output=True, text=True, check=True).stdout.split()
     assert "failed" not in told and told[-1] == "finished", "enough homes to see every step"
     killed = told.count("killed")
     assert killed >= 5
@@ -153,7 +155,7 @@ async def test_what_is_added_is_found_before_the_rest_and_others_get_their_turn(
     done: list[str] = []
 
     async def remove() -> None:
-        while True:
+        for _ in range(ATTEMPTS):
             with suppress(UnderWay):
                 await other.remove(str(old), EVERYTHING)
                 found = await other.search("Where does a river build a delta?", within=EVERYTHING)
@@ -161,8 +163,16 @@ async def test_what_is_added_is_found_before_the_rest_and_others_get_their_turn(
                 done.append("removed")
                 return
             await asyncio.sleep(0.01)
+        raise AssertionError("the library was never free")
 
     removing: list[asyncio.Task[None]] = []
+    add = library.add
+
+    async def after_it(*arguments: Any, **more: Any) -> list[FileReport]:
+        await asyncio.gather(*removing)  # between two portions, however slow the machine is, it has the time that it needs
+        return await add(*arguments, **more)
+
+    monkeypatch.setattr(library, "add", after_it)
 
     def on_file(report: FileReport) -> None:
         if report.file == "a.txt":
@@ -172,7 +182,7 @@ async def test_what_is_added_is_found_before_the_rest_and_others_get_their_turn(
     await _ingest(library, database, _asked(settings, database, folder), on_file=on_file)
     await asyncio.gather(*removing)
     other.close()
-    assert 1 < done.index("removed") < len(done) - 1, "while files were still to come"
+    assert done.index("removed") == 2, "after its portion, while the others were still to come"
     assert len(await library.documents(EVERYTHING)) == 13
 
 

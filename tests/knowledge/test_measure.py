@@ -70,6 +70,22 @@ async def test_each_collection_has_its_own_figures(library: Library, tmp_path: P
     assert report["intervals"]["refused_unanswerable"] == interval(1, 1) and not report["lexical_only"]
 
 
+async def test_a_question_without_an_answer_counts_for_the_collection_that_it_names(library: Library, tmp_path: Path) -> None:
+    await _two_collections(library, tmp_path)
+    hers = {**NOWHERE, "collection": "biology"}
+    answered = {"question": "How does a compass needle turn to the north pole?", "collection": "biology"}
+    unknown = {**NOWHERE, "collection": "woodwork"}
+    odd = {**NOWHERE, "collection": ["biology"]}
+    moved = {**RIVER_ROW, "collection": "biology"}
+    rows = [PLANT_ROW, hers, answered, unknown, odd, NOWHERE, moved, RIVER_ROW]
+    report = await library.check(asked(tmp_path / "q.jsonl", *rows), EVERYTHING)
+    assert set(report["collections"]) == {"biology", "geography"}
+    biology, geography = report["collections"]["biology"], report["collections"]["geography"]
+    assert (biology["refused_unanswerable"], biology["refused_answerable"], biology["asked"]) == (0.5, 0.0, 4)
+    assert (geography["refused_unanswerable"], geography["asked"]) == (None, 1)
+    assert report["refused_unanswerable"] == 0.8
+
+
 async def test_a_page_that_another_copy_stands_for_is_a_hit(library: Library, tmp_path: Path) -> None:
     pdf(tmp_path / "plants.pdf", [PLANTS])
     (tmp_path / "plants.txt").write_text(PLANTS)

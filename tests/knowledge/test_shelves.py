@@ -401,6 +401,7 @@ async def test_searches_go_on_while_vectors_are_made_anew(settings: Settings, da
     other = Library(settings, Database(settings.database), embed, "new-2")
     working = asyncio.create_task(library.reindex())
     while library_free(settings):
+        assert not working.done(), "it is over before it has begun"
         await asyncio.sleep(0.01)
     for one in (library, other):
         assert (await one.search(QUESTION, within=EVERYTHING)).passages

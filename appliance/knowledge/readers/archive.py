@@ -115,8 +115,8 @@ class Archive:
                 element.clear()
                 while element.getprevious() is not None:
                     del element.getparent()[0]
-        except etree.LxmlError:
-            raise _no_xml(self.name) from None
+        except etree.LxmlError as error:
+            raise _unparsed(error, self.name) from None
 
     def related(self, part: str) -> dict[str, tuple[str, str]]:
         """What an Office part refers to inside the archive: id -> (last word of its type, part). Addresses are left out."""
@@ -171,8 +171,8 @@ def parse(data: bytes, name: str) -> Any:
     refuse_declarations(data, name)
     try:
         root = etree.fromstring(data, etree.XMLParser(remove_comments=True, remove_pis=True, **_options()))
-    except (etree.LxmlError, ValueError):
-        raise _no_xml(name) from None
+    except (etree.LxmlError, ValueError) as error:
+        raise _unparsed(error, name) from None
     found = root.getroottree().docinfo
     if found.doctype or found.internalDTD is not None:
         raise _declares(name)
@@ -219,6 +219,13 @@ def refuse_declarations(data: bytes, name: str) -> None:
 
 def _declares(name: str) -> BadInput:
     return BadInput(f"{name} declares XML entities: no ordinary program does that.", SAVE_AGAIN)
+
+
+def _unparsed(error: Exception, name: str) -> Exception:
+    """Where the parser was given no more memory, the file is not damaged: whoever limits the memory says so."""
+    from lxml import etree
+
+    return MemoryError() if getattr(error, "code", None) == etree.ErrorTypes.ERR_NO_MEMORY else _no_xml(name)
 
 
 def _no_xml(name: str) -> BadInput:

@@ -26,6 +26,9 @@ from appliance.knowledge.readers.sections import (
 )
 
 HEAD = 4096
+# Half-width katakana: nobody writes a whole text in them, but Russian in KOI8-R looks like them to these.
+HALF_WIDTH = re.compile("[\uff61-\uff9f]")
+JAPANESE = ["cp932", "shift_jis", "shift_jis_2004", "shift_jisx0213"]
 HIDDEN = ["script", "style", "noscript", "template", "svg", "iframe", "object", "form", "nav"]
 BLOCKS = frozenset(
     re.findall(
@@ -172,6 +175,8 @@ def _guess(sample: bytes) -> str:
     import charset_normalizer
 
     best = charset_normalizer.from_bytes(sample).best()
+    if best is not None and 5 * len(HALF_WIDTH.findall(str(best))) > len(str(best)):
+        best = charset_normalizer.from_bytes(sample, cp_exclusion=JAPANESE).best()
     western = charset_normalizer.from_bytes(sample, cp_isolation=["cp1252"]).best()
     if best is None or (western is not None and western.chaos <= best.chaos + 0.06):
         return "cp1252"
