@@ -20,7 +20,7 @@ from appliance.engine.handler import Chunk
 from appliance.engine.job import Job, Post
 from appliance.engine.llama import BATCH, Llama
 from appliance.engine.prefixes import common
-from appliance.engine.sampling import chances, sampler
+from appliance.engine.sampling import chances, check_json, sampler
 from appliance.engine.scoring import score
 from appliance.engine.speculation import Lookup
 from appliance.errors import ApplianceError, Busy, ModelUnavailable
@@ -340,8 +340,7 @@ class Loop:
             try:
                 job.sampler = sampler(self._llama, job.request)
             except ApplianceError as error:  # a schema that cannot be followed fails its own request and no other
-                job.send(error)
-                self._leave(job)
+                self._give_up(job, error)
                 return
         right = 0
         for place in range(len(job.drafts) + 1):
@@ -360,13 +359,19 @@ class Loop:
     def _say(self, job: Job, row: int) -> bool:
         """Draw one token and send what it lets through; False where the answer ends with it."""
         llama, request = self._llama, job.request
-        token = llama.sample(job.sampler, row, long=request.schema is not None)
+        try:
+            token = llama.sample(job.sampler, row)
+            ended = llama.ends(token) and not request.ignore_eos
+            if ended and request.schema is not None:
+                check_json(b"".join(llama.piece(one) for one in job.answer))
+        except ApplianceError as error:  # its grammar has come to an end that is none
+            self._give_up(job, error)
+            return False
         if request.logprobs is not None:
             job.chances.append(chances(llama, row, token, request.logprobs))
         job.answer.append(token)
         if job.lookup is not None:
             job.lookup.add(token)
-        ended = llama.ends(token) and not request.ignore_eos
         text, finish = job.take(b"" if ended else llama.piece(token), ended=ended)
         if text or finish:
             self._post.add(job, job.chunk(text, finish, self._model), urgent=bool(finish) or not job.heard)
@@ -375,6 +380,12 @@ class Loop:
             self._answer_seconds += 0.2 * (time.monotonic() - job.began - self._answer_seconds)
             self._leave(job)
         return finish is None
+
+    def _give_up(self, job: Job, error: ApplianceError) -> None:
+        """End this answer, and no other, with an error; what was said comes before it."""
+        self._post.deliver()
+        job.send(error)
+        self._leave(job)
 
     def _score(self, job: Job) -> None:
         self._post.deliver()
