@@ -179,6 +179,7 @@ class Loop:
             if not claimed:  # it gave up meanwhile
                 self.cache.leave(job)
                 continue
+            job.began = time.monotonic()
             self._running.append(job)
         with self._wake:
             if self._waiting.version == self._told:
