@@ -54,6 +54,7 @@ class Loop:
         self._prompt_speed = 500.0  # tokens a second, measured as we go
         self._answer_seconds = 2.0
         self._told = -1  # the queue's version when everybody was last told their place
+        self._guessed = self._right = 0  # tokens guessed ahead, and those of them that the model said
         self._busy = 0.0  # seconds while there was something to do
         self._thread = threading.Thread(target=self._run, name=f"llama-{model}", daemon=True)
 
@@ -112,6 +113,8 @@ class Loop:
             "running": len(self._running),
             "waiting": len(self._waiting),
             "slots": self._slots,
+            "guessed": self._guessed,
+            "guessed_right": self._right,
             **self.cache.facts(),
             "seconds": {"model": self._llama.seconds, "all": self._busy},
         }
@@ -352,6 +355,7 @@ class Loop:
             right += 1
         if job.drafts:
             job.lookup.heard(len(job.drafts), right)
+            self._guessed, self._right = self._guessed + len(job.drafts), self._right + right
             if right < len(job.drafts):
                 keep = len(job.tokens) + len(job.answer) - 1
                 self.cache.cut(job.sequence, keep)

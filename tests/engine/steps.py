@@ -24,6 +24,7 @@ class Steps:
 
     def __init__(self) -> None:
         self.log: list[list[Row]] = []
+        self.standing = False  # whether a step is about to begin and may not
         self._allowed: int | None = None
         self._turn = threading.Condition()
 
@@ -47,7 +48,9 @@ class Steps:
 
     def enter(self, rows: Sequence[Row]) -> None:
         with self._turn:
+            self.standing = self._allowed == 0
             self._turn.wait_for(lambda: self._allowed is None or self._allowed > 0)
+            self.standing = False
             if self._allowed is not None:
                 self._allowed -= 1
             self.log.append(list(rows))
