@@ -24,9 +24,9 @@ AWAY = -2  # a source from here on downwards is parked, under the key AWAY - sou
 
 @dataclass(slots=True)
 class _Idle:
-    """A finished conversation that stays in the cache: `worth` rises with the clock and with every use."""
+    """A finished conversation that stays in the cache; `since`: what the clock said when it was used last."""
 
-    worth: float
+    since: float
     uses: int
 
 
@@ -132,7 +132,7 @@ class Cache:
             self._tree.share(job.sequence, source, length, job.kind)
             if kept is not None:
                 kept.uses += 1
-                kept.worth = self._clock + kept.uses
+                kept.since = self._clock
         self._kinds[job.sequence] = job.kind
         job.done = job.cached = length
 
@@ -210,7 +210,7 @@ class Cache:
         if job.sequence not in self._tree:
             self._free.append(job.sequence)
         elif self.keep and job.score_from is None and self._tree.own(job.sequence) >= SHARE_FROM:
-            self._idle[job.sequence] = _Idle(self._clock + 1, 1)
+            self._idle[job.sequence] = _Idle(self._clock, 1)
             # What is too long to be parked stays until its room is needed.
             away = self._llama.cell_bytes * self._tree.length(job.sequence) <= self._parking.most
             while not self._llama.apart and (len(self._idle) > KEPT or (away and self._pooled() > POOLED)):
@@ -224,15 +224,22 @@ class Cache:
 
     def evict(self, spare: int = -1) -> bool:
         """Park what is worth least; False where nothing but `spare` is left."""
-        doomed = min((id for id in self._idle if id != spare), key=lambda id: self._idle[id].worth, default=None)
+        doomed = min((id for id in self._idle if id != spare), key=self._worth, default=None)
         if doomed is None:
             return False
         self._park(doomed)
         return True
 
+    def _worth(self, id: int) -> float:
+        """GreedyDual (Young 1994; Cao and Irani 1997): how recently and how often it was used, and what it would cost to have
+        it again, for the room that it takes. Apart, every one takes a sequence, and costs the tokens that no other holds; in a
+        pool it takes so many cells as it costs tokens."""
+        kept = self._idle[id]
+        return kept.since + kept.uses * (self._tree.own(id) if self._llama.apart else 1)
+
     def _park(self, doomed: int) -> None:
         kept = self._idle[doomed]
-        self._clock = max(self._clock, kept.worth)
+        self._clock = max(self._clock, self._worth(doomed))
         state = self._llama.cell_bytes * self._tree.length(doomed)
         if state <= self._parking.most and available_memory() > KEEP_FREE + state:  # another model may have taken the room
             self._parking.put(self._tree.tokens(doomed), self._kinds[doomed], self._llama.state(doomed), kept.uses)

@@ -45,7 +45,7 @@ class Job:
     decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
     told_place: int = 0
     heard: bool = False  # whether anything of its answer was handed over
-    began: float = field(default_factory=time.monotonic)
+    began: float = 0.0  # when it came out of the queue
     lookup: Any = None
 
     @property

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ from appliance.errors import BadInput, ModelUnavailable
 BATCH = 512  # tokens that one decode call takes at most
 
 State = npt.NDArray[np.uint8]
+TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """What draws one conversation's tokens: llama.cpp's chain, and before it what keeps to a grammar where one is asked for."""
+
+    chain: Any
+    keeper: Any = None
 
 
 _FIRST = threading.Lock()
@@ -338,19 +348,16 @@ class Llama:
         presence_penalty: float = 0.0,
         seed: int,
         grammar: str = "",
-    ) -> Any:
-        """A sampler chain of its own for one conversation; hand it back with `free_sampler`. Temperature 0 is greedy.
+    ) -> Sampler:
+        """A sampler of its own for one conversation; hand it back with `free_sampler`. Temperature 0 is greedy.
 
         grammar: GBNF that the text keeps to. Raises BadInput where llama.cpp cannot read it.
         """
         lib = self._lib
+        keeper = lib.llama_sampler_init_grammar(self.vocab, grammar.encode(), b"root") if grammar else None
+        if grammar and not keeper:
+            raise BadInput("The schema cannot be followed.", "Use plain types, enums, objects and arrays.")
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        if grammar:
-            keeper = lib.llama_sampler_init_grammar(self.vocab, grammar.encode(), b"root")
-            if not keeper:
-                lib.llama_sampler_free(chain)
-                raise BadInput("The schema cannot be followed.", "Use plain types, enums, objects and arrays.")
-            lib.llama_sampler_chain_add(chain, keeper)
         if (repeat_penalty, frequency_penalty, presence_penalty) != (1.0, 0.0, 0.0):
             penalties = lib.llama_sampler_init_penalties(
                 self.vocabulary, 128, repeat_penalty, frequency_penalty, presence_penalty
@@ -358,25 +365,54 @@ class Llama:
             lib.llama_sampler_chain_add(chain, penalties)
         if temperature <= 0:
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
-            return chain
+            return Sampler(chain, keeper)
         if top_k > 0:
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(top_k))
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(top_p, 1))
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_min_p(min_p, 1))
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(temperature))
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed & 0xFFFFFFFF))
-        return chain
+        return Sampler(chain, keeper)
 
-    def sample(self, sampler: Any, row: int, *, long: bool = False) -> int:
-        """Draw a token from a row of the last decode, and let the chain remember it."""
+    def sample(self, sampler: Sampler, row: int) -> int:
+        """Draw a token from a row of the last decode, and let the sampler remember it.
+
+        Raises BadInput where its grammar lets no token through.
+        """
         started = time.perf_counter()
-        # With a grammar it tries the whole vocabulary, and nobody else may have to wait for that.
-        token = (self._lib if long else self._lib.appliance_short).llama_sampler_sample(sampler, self._context, row)
-        self.seconds += time.perf_counter() - started
-        return int(token)
+        try:
+            if sampler.keeper is not None:
+                return self._sample_kept(sampler, row)
+            return int(self._lib.appliance_short.llama_sampler_sample(sampler.chain, self._context, row))
+        finally:
+            self.seconds += time.perf_counter() - started
 
-    def free_sampler(self, sampler: Any) -> None:
-        self._lib.llama_sampler_free(sampler)
+    def _sample_kept(self, sampler: Sampler, row: int) -> int:
+        """llama.cpp ends the process where a grammar is handed a token that it does not know how to go on with: it never is."""
+        lib = self._lib
+        tokens = np.zeros(self.vocabulary, TOKEN)
+        tokens["id"], tokens["logit"] = np.arange(self.vocabulary), self.logits(row)
+        # It tries the whole vocabulary, and nobody else may have to wait for that: these calls give the lock away.
+        lib.llama_sampler_apply(sampler.keeper, ctypes.byref(self._choice(tokens)))
+        kept = np.ascontiguousarray(tokens[np.isfinite(tokens["logit"])])
+        if not len(kept):
+            raise BadInput("No text can meet the schema: nothing may follow what was said.", "Correct its pattern.")
+        choice = self._choice(kept)
+        lib.llama_sampler_apply(sampler.chain, ctypes.byref(choice))
+        token = int(kept["id"][max(0, choice.selected)])
+        for part in (sampler.keeper, sampler.chain):
+            lib.llama_sampler_accept(part, token)
+        return token
+
+    def _choice(self, tokens: npt.NDArray[Any]) -> Any:
+        """An array of tokens as llama.cpp's samplers take it; valid as long as the array is."""
+        data = ctypes.cast(tokens.ctypes.data, ctypes.POINTER(self._lib.llama_token_data))
+        return self._lib.llama_token_data_array(data, len(tokens), -1, False)
+
+    def free_sampler(self, sampler: Sampler) -> None:
+        for part in (sampler.chain, sampler.keeper):
+            if part is not None:
+                self._lib.llama_sampler_free(part)
 
     def close(self) -> None:
         """Give the memory back. Calling it twice is harmless."""

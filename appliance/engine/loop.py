@@ -20,7 +20,7 @@ from appliance.engine.handler import Chunk
 from appliance.engine.job import Job, Post
 from appliance.engine.llama import BATCH, Llama
 from appliance.engine.prefixes import common
-from appliance.engine.sampling import chances, sampler
+from appliance.engine.sampling import chances, check_json, sampler
 from appliance.engine.scoring import score
 from appliance.engine.speculation import Lookup
 from appliance.errors import ApplianceError, Busy, ModelUnavailable
@@ -54,6 +54,7 @@ class Loop:
         self._prompt_speed = 500.0  # tokens a second, measured as we go
         self._answer_seconds = 2.0
         self._told = -1  # the queue's version when everybody was last told their place
+        self._guessed = self._right = 0  # tokens guessed ahead, and those of them that the model said
         self._busy = 0.0  # seconds while there was something to do
         self._thread = threading.Thread(target=self._run, name=f"llama-{model}", daemon=True)
 
@@ -112,6 +113,8 @@ class Loop:
             "running": len(self._running),
             "waiting": len(self._waiting),
             "slots": self._slots,
+            "guessed": self._guessed,
+            "guessed_right": self._right,
             **self.cache.facts(),
             "seconds": {"model": self._llama.seconds, "all": self._busy},
         }
@@ -179,6 +182,7 @@ class Loop:
             if not claimed:  # it gave up meanwhile
                 self.cache.leave(job)
                 continue
+            job.began = time.monotonic()
             self._running.append(job)
         with self._wake:
             if self._waiting.version == self._told:
@@ -340,8 +344,7 @@ class Loop:
             try:
                 job.sampler = sampler(self._llama, job.request)
             except ApplianceError as error:  # a schema that cannot be followed fails its own request and no other
-                job.send(error)
-                self._leave(job)
+                self._give_up(job, error)
                 return
         right = 0
         for place in range(len(job.drafts) + 1):
@@ -352,6 +355,7 @@ class Loop:
             right += 1
         if job.drafts:
             job.lookup.heard(len(job.drafts), right)
+            self._guessed, self._right = self._guessed + len(job.drafts), self._right + right
             if right < len(job.drafts):
                 keep = len(job.tokens) + len(job.answer) - 1
                 self.cache.cut(job.sequence, keep)
@@ -360,13 +364,19 @@ class Loop:
     def _say(self, job: Job, row: int) -> bool:
         """Draw one token and send what it lets through; False where the answer ends with it."""
         llama, request = self._llama, job.request
-        token = llama.sample(job.sampler, row, long=request.schema is not None)
+        try:
+            token = llama.sample(job.sampler, row)
+            ended = llama.ends(token) and not request.ignore_eos
+            if ended and request.schema is not None:
+                check_json(b"".join(llama.piece(one) for one in job.answer))
+        except ApplianceError as error:  # its grammar has come to an end that is none
+            self._give_up(job, error)
+            return False
         if request.logprobs is not None:
             job.chances.append(chances(llama, row, token, request.logprobs))
         job.answer.append(token)
         if job.lookup is not None:
             job.lookup.add(token)
-        ended = llama.ends(token) and not request.ignore_eos
         text, finish = job.take(b"" if ended else llama.piece(token), ended=ended)
         if text or finish:
             self._post.add(job, job.chunk(text, finish, self._model), urgent=bool(finish) or not job.heard)
@@ -375,6 +385,12 @@ class Loop:
             self._answer_seconds += 0.2 * (time.monotonic() - job.began - self._answer_seconds)
             self._leave(job)
         return finish is None
+
+    def _give_up(self, job: Job, error: ApplianceError) -> None:
+        """End this answer, and no other, with an error; what was said comes before it."""
+        self._post.deliver()
+        job.send(error)
+        self._leave(job)
 
     def _score(self, job: Job) -> None:
         self._post.deliver()

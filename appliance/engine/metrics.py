@@ -20,6 +20,8 @@ GAUGES = {
     "kept": "Finished conversations whose past is still in the cache",
     "cells": "Tokens that the cache can hold",
     "cells_used": "Tokens in the cache",
+    "guessed": "Tokens guessed ahead by the models in memory",
+    "guessed_right": "Tokens guessed ahead that were what the model said",
 }
 
 

@@ -2,7 +2,8 @@
 
 A cell that stays in the cache costs every step of everybody else, and a place of its own; bytes cost room and nothing else, and
 come back in some milliseconds where computing them again takes seconds. Hides which one goes when room is needed: GreedyDual,
-by recency and use. Knows nothing of llama.cpp: the loop takes states out and puts them back.
+by recency, use, and what it would cost to have it again for the room that it takes. Knows nothing of llama.cpp: the loop takes
+states out and puts them back.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ State = npt.NDArray[np.uint8]
 
 @dataclass(slots=True)
 class _Entry:
+    """`since`: what the clock said when it was used last."""
+
     state: State
     kind: Hashable
-    worth: float
+    since: float
     uses: int
 
 
@@ -45,16 +48,22 @@ class Parking:
         if state.nbytes > self.most or not tokens:
             return False
         while self.used + state.nbytes > self.most:
-            doomed = min(self._entries, key=lambda key: self._entries[key].worth)
-            self._clock = self._entries[doomed].worth
+            doomed = min(self._entries, key=self._worth)
+            self._clock = max(self._clock, self._worth(doomed))
             self.drop(doomed)
         key = self._next
         self._next += 1
-        self._entries[key] = _Entry(state, kind, self._clock + uses, uses)
-        self._tree.share(key, -1, 0, kind)
-        self._tree.append(key, tokens)
+        self._entries[key] = _Entry(state, kind, self._clock, uses)
+        source, length = self._tree.match(list(tokens), kind)
+        self._tree.share(key, source, length, kind)
+        self._tree.append(key, tokens[length:])
         self.used += state.nbytes
         return True
+
+    def _worth(self, key: int) -> float:
+        """What begins as another state does is had again from there: only the rest of its tokens would have to be computed."""
+        entry = self._entries[key]
+        return entry.since + entry.uses * self._tree.own(key) / self._tree.length(key)
 
     def match(self, tokens: list[int], kind: Hashable) -> tuple[int, int]:
         """(key, length) of the longest prefix of `tokens` that a state begins with; (-1, 0) where there is none."""
@@ -64,7 +73,7 @@ class Parking:
         """A state, which has been used once more by this."""
         entry = self._entries[key]
         entry.uses += 1
-        entry.worth = self._clock + entry.uses
+        entry.since = self._clock
         return entry.state
 
     def length(self, key: int) -> int:

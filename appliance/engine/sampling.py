@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from appliance.engine.handler import Request, TokenChance
-from appliance.engine.llama import Llama
+from appliance.engine.llama import Llama, Sampler
 from appliance.errors import BadInput
 
 MOST_CHANCES = 20
 SCHEMA_CHARACTERS = 20_000
 
 
-def sampler(llama: Llama, request: Request) -> Any:
-    """A chain of its own for one conversation; hand it back with `llama.free_sampler`. Raises BadInput for a bad schema."""
+def sampler(llama: Llama, request: Request) -> Sampler:
+    """One of its own for one conversation; hand it back with `llama.free_sampler`. Raises BadInput for a bad schema."""
     seed = request.seed if request.seed is not None and request.seed >= 0 else secrets.randbits(32)
     return llama.sampler(
         temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, min_p=request.min_p,
@@ -57,6 +57,21 @@ def _literal(constant: str) -> str:
         plain = constant
     escaped = plain.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def check_json(answer: bytes) -> None:
+    """Raises BadInput where a finished answer is no JSON, or says a field twice: a grammar cannot prevent all of that."""
+
+    def once(pairs: list[tuple[str, Any]]) -> None:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise ValueError("a field stands twice")
+
+    try:
+        json.loads(answer, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        raise BadInput(
+            "The answer became no JSON: the schema lets through what no text may hold.", "Correct its patterns and fields."
+        ) from None
 
 
 def chances(llama: Llama, row: int, token: int, most: int) -> TokenChance:

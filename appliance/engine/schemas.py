@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from appliance.engine import heeded
 from appliance.errors import BadInput
 
 MOST_PARTS = 1_000  # values in the schema, counted at every depth
@@ -23,7 +24,7 @@ HINT = "Ask for less at once: fewer fields, shorter lists."
 
 
 def check(schema: dict[str, Any]) -> None:
-    """Raises BadInput for a schema that is too deep, too large, or asks for too much by number."""
+    """Raises BadInput for a schema that is too deep, too large, asks for too much by number, or for what cannot be kept."""
     parts = 0
     waiting: list[tuple[Any, int, int]] = [(schema, 0, 1)]
     while waiting:
@@ -41,6 +42,7 @@ def check(schema: dict[str, Any]) -> None:
         elif isinstance(value, list):
             waiting += [(inner, depth + 1, factor) for inner in value]
     _possible(schema)
+    heeded.check(schema)
 
 
 def _repeated(part: dict[str, Any]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -17,12 +18,12 @@ from typing import Any, TypeVar
 from fastapi import FastAPI
 from fastapi import Request as HTTPRequest
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from appliance.engine import dialect, schemas
+from appliance.engine import beating, dialect, schemas
 from appliance.engine.dialect import Completion, Conversation, Embedding, Load, Reranking, Tokens
 from appliance.engine.embedder import Embedder
 from appliance.engine.gathering import Gathering
@@ -114,7 +115,9 @@ async def _tend(app: FastAPI, tuning: Callable[[], bool]) -> None:
 # --- faults ---------------------------------------------------------------------------------------------------------------
 async def _refuse(_request: object, error: Exception) -> Response:
     assert isinstance(error, ApplianceError)
-    return JSONResponse(dialect.fault(error), status_code=error.status)
+    # Whoever retries by the header, as OpenAI's own client does, need not read the body.
+    headers = {"retry-after": str(max(1, math.ceil(error.retry_after)))} if isinstance(error, Busy) else {}
+    return JSONResponse(dialect.fault(error), status_code=error.status, headers=headers)
 
 
 async def _refuse_body(_request: object, error: Exception) -> Response:
@@ -141,11 +144,9 @@ def _complete(app: FastAPI) -> Work:
         try:
             if not body.stream:
                 return JSONResponse(await _unless_gone(http, _whole(chunks)))
-            # The first chunk is awaited here, so that a refusal is an HTTP status and not an event.
-            first = await _unless_gone(http, _next(chunks))
+            return await _stream(http, chunks)
         except _Gone:
             return Response(status_code=499)
-        return StreamingResponse(_events(first, chunks), media_type="text/event-stream")
 
     return complete
 
@@ -167,6 +168,28 @@ async def _chunks(app: FastAPI, request: Request) -> AsyncGenerator[Chunk, None]
         raise
     finally:
         metrics.ended(outcome, usage)
+
+
+async def _stream(http: HTTPRequest, chunks: AsyncGenerator[Chunk, None]) -> Response:
+    first = asyncio.create_task(_next(chunks))
+
+    async def close() -> None:
+        await _end(first)  # a generator can only be closed once it is not running
+        await chunks.aclose()
+
+    try:
+        # The first chunk is awaited here, so that a refusal is an HTTP status and not an event; but not for ever.
+        await _unless_gone(http, _patiently(first))
+        if first.done():
+            first.result()
+    except BaseException:
+        await close()
+        raise
+    return beating.Beating(_events(first, chunks), close)
+
+
+async def _patiently(first: asyncio.Task[Chunk]) -> None:
+    await asyncio.wait({first}, timeout=beating.BEAT_SECONDS)
 
 
 async def _next(chunks: AsyncGenerator[Chunk, None]) -> Chunk:
@@ -196,10 +219,14 @@ async def _unless_gone(http: HTTPRequest, work: Coroutine[Any, Any, Result]) -> 
         return task.result()
     finally:
         for one in (task, gone):
-            if not one.done():
-                one.cancel()
-                with suppress(asyncio.CancelledError):
-                    await one
+            await _end(one)
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    if not task.done():
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def _left(http: HTTPRequest) -> None:
@@ -207,16 +234,14 @@ async def _left(http: HTTPRequest) -> None:
         pass
 
 
-async def _events(first: Chunk, rest: AsyncGenerator[Chunk, None]) -> AsyncGenerator[str, None]:
+async def _events(first: asyncio.Task[Chunk], rest: AsyncGenerator[Chunk, None]) -> AsyncGenerator[str, None]:
     try:
-        yield dialect.event(dialect.chunk_event(first))
+        yield dialect.event(dialect.chunk_event(await first))
         async for chunk in rest:
             yield dialect.event(dialect.chunk_event(chunk))
         yield "data: [DONE]\n\n"
     except ApplianceError as error:
         yield dialect.event(dialect.fault(error))
-    finally:
-        await rest.aclose()
 
 
 def _embed(app: FastAPI) -> Work:

@@ -171,6 +171,7 @@ class TransformersHandler:
             self._waiting.take()
             self._free_pages -= seat.pages
             self._running[seat.id] = seat
+            seat.job.began = time.monotonic()
             request = seat.job.request
             taken = self._alive().add_request(
                 seat.job.tokens, request_id=seat.id, max_new_tokens=request.max_tokens, streaming=True,

@@ -83,6 +83,18 @@ def test_what_is_used_stays_longer() -> None:
     assert parking.match([4, 1, 2], "")[1] == 0, "what was used once upon a time goes too"
 
 
+def test_what_another_state_begins_with_too_goes_before_what_only_one_holds() -> None:
+    """To have it again costs the few tokens in which they differ."""
+    parking = Parking(30)
+    parking.put([9, 9, 9, 9, 9, 9], "", state(0, 10))  # the oldest
+    lesson = [1, 1, 1, 1, 1]
+    for number in (2, 3):
+        parking.put([*lesson, number], "", state(number, 10))
+    parking.put([7, 7, 7, 7, 7, 7], "", state(4, 10))
+    assert parking.match([9] * 6, "")[1] == parking.match([7] * 6, "")[1] == 6
+    assert parking.match([*lesson, 2], "")[1] == 5, "one of the two went, and the other still has what they share"
+
+
 # --- with the model -------------------------------------------------------------------------------------------------------
 MEGABYTES = {"apart": 40, "pool": 10}
 Serve = Callable[..., AbstractAsyncContextManager[LlamaHandler]]

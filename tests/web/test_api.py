@@ -15,6 +15,8 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from appliance.engine.handler import Chunk
+from appliance.errors import Busy
 from appliance.web.api import _Body, _options
 from tests.web.box import LEAVES, PretendPool
 from tests.web.conftest import BASE, events
@@ -116,6 +118,22 @@ async def test_faults_in_openais_shape(client: openai.AsyncOpenAI, box: Any) -> 
     with pytest.raises(openai.APIError, match="stopped in the middle"):
         async for _ in stream:
             pass
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_full_engine_says_when_to_come_again(
+    raw: httpx.AsyncClient, box: Any, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """In the header, where OpenAI's own client looks for it."""
+
+    async def full(_request: Any) -> AsyncIterator[Chunk]:
+        raise Busy("64 questions are waiting already.", "Try again in 17 seconds.", retry_after=17)
+        yield Chunk()
+
+    monkeypatch.setattr(box.pool, "generate", full)
+    reply = await raw.post("/v1/chat/completions", json={"model": "default", "messages": QUESTION, "stream": stream})
+    assert reply.status_code == 503 and reply.headers["retry-after"] == "17"
+    assert reply.json()["error"]["code"] == "busy"
 
 
 async def test_a_key_does_what_its_scope_says(client: openai.AsyncOpenAI, box: Any) -> None:
