@@ -9,7 +9,7 @@ import hashlib
 import re
 import time
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,12 @@ def _templates(language: str) -> jinja2.Environment:
         extensions=["jinja2.ext.i18n"],
     )
     environment.install_gettext_translations(words.catalogue(language), newstyle=True)  # type: ignore[attr-defined]
-    environment.filters |= {"markdown": to_html, "day": day, "snippet": _snippet, "cited": _cited}
+    environment.filters |= {
+        "markdown": partial(to_html, words=words.catalogue(language)),
+        "day": day,
+        "snippet": _snippet,
+        "cited": _cited,
+    }
     environment.globals |= {"static": _static}
     return environment
 
