@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from appliance.chat import STARTER_HEADING, as_one_text
 from appliance.engine.handler import Message
 from appliance.errors import ApplianceError, BadInput
+from appliance.knowledge import tokens
 from appliance.running import Event
 from appliance.tables import new_id
 from appliance.web import auth
@@ -73,7 +74,9 @@ async def embeddings(request: Request) -> Response:
         }
         for index, vector in enumerate(vectors)
     ]
-    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    # The embedder reads the beginning of a long text only. Counted as the search counts, without loading its tokenizer here.
+    read = sum(min(tokens.estimate(text), tokens.LIMIT) for text in texts)
+    usage = {"prompt_tokens": read, "total_tokens": read}
     return JSONResponse({"object": "list", "data": data, "model": body.take("model", str) or "default", "usage": usage})
 
 
@@ -176,12 +179,12 @@ class _Reply:
 
 
 def _usage(done: dict[str, Any]) -> dict[str, Any]:
-    tokens = {"prompt": 0, "cached": 0, "completion": 0, **done["tokens"]}
+    used = {"prompt": 0, "cached": 0, "completion": 0, **done["tokens"]}
     return {
-        "prompt_tokens": tokens["prompt"],
-        "completion_tokens": tokens["completion"],
-        "total_tokens": tokens["prompt"] + tokens["completion"],
-        "prompt_tokens_details": {"cached_tokens": tokens["cached"]},
+        "prompt_tokens": used["prompt"],
+        "completion_tokens": used["completion"],
+        "total_tokens": used["prompt"] + used["completion"],
+        "prompt_tokens_details": {"cached_tokens": used["cached"]},
     }
 
 
@@ -244,9 +247,9 @@ def _options(body: _Body) -> dict[str, Any]:
     for key, only in (("n", 1), ("presence_penalty", 0), ("frequency_penalty", 0)):
         if body.take(key, (int, float)) not in (None, only):
             raise BadInput(f"`{key}` can only be {only} here.", "Leave it out.")
-    tokens = [body.number(key, 1, 1_000_000, whole=True) for key in ("max_completion_tokens", "max_tokens")]
+    most = [body.number(key, 1, 1_000_000, whole=True) for key in ("max_completion_tokens", "max_tokens")]
     given: dict[str, Any] = {
-        "max_tokens": tokens[0] or tokens[1],
+        "max_tokens": most[0] or most[1],
         "temperature": body.number("temperature", 0, 2),
         "top_p": body.number("top_p", 0, 1),
         "seed": body.number("seed", 0, 2**31 - 1, whole=True),

@@ -1,6 +1,7 @@
 """A whole web process with a pretend model and three pretend documents: for tests that need a real server.
 
-`python box.py HOME PORT [seconds a word] [starter] [answer=FILE]` serves it. The accounts, the database, the chat and the pages are the real ones.
+`python box.py HOME PORT [seconds a word] [starter] [answer=FILE]` serves it.
+The accounts, the database, the chat and the pages are the real ones.
 """
 
 from __future__ import annotations
