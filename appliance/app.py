@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,13 +23,14 @@ from appliance.audit import Audit
 from appliance.chat import Chat
 from appliance.classes import Classes
 from appliance.db import Database
+from appliance.engine import fake
 from appliance.engine.embedder import NAME as EMBEDDER
-from appliance.engine.loaded import ModelFiles
+from appliance.engine.loaded import MakeHandler, ModelFiles
 from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.engine.pool import Active, Pool
 from appliance.engine.quotes import Quotes
 from appliance.engine.serving_choice import Choice, Chosen
-from appliance.errors import ApplianceError, BadInput, GateNotPassed, ModelUnavailable, NotFound, from_os_error
+from appliance.errors import ApplianceError, BadInput, Conflict, GateNotPassed, ModelUnavailable, NotFound, from_os_error
 from appliance.jobs import Jobs, held
 from appliance.knowledge.library import Library
 from appliance.registry import Manifest, Registry
@@ -81,6 +83,8 @@ class Appliance:
         self.database.close()
 
     def _active(self, task: str) -> Active | None:
+        if self.settings.backend == "fake":
+            return Active(fake.Fake.name, "Pretend answers: no model is asked", False, fake.CONTEXT)
         name, _, subject = task.partition("/")
         ids = self.registry.for_task(name, subject)
         for id in ids:
@@ -101,6 +105,8 @@ class Appliance:
         Where the champion is damaged, the model before it takes over; where a model that tasks were given to is, the champion
         does. An alarm is raised either way.
         """
+        if self.settings.backend == "fake":
+            return ModelFiles(fake.Fake.name, Path(os.devnull), None, fake.CONTEXT)
         try:
             manifest = self.registry.verify(name)
             base = self.registry.verify(manifest.base) if manifest.base else manifest
@@ -215,6 +221,8 @@ class Appliance:
     async def _serve(
         self, manifest: Manifest, verb: str, admit: Callable[[], None], facts: dict[str, str], actor: str
     ) -> Manifest:
+        if self.settings.backend == "fake":
+            raise Conflict("A load test is on: no model is loaded, so none can be tried.", "Take the setting backend back.")
         admit()
         async with self.running_engine():
             await self.engine.load(manifest.id)
@@ -346,11 +354,13 @@ def context_of(manifest: Manifest, settings: Settings) -> int:
     return min(manifest.context, settings.context or manifest.context)
 
 
-def serving_choice(settings: Settings, *, fitting: Callable[[int], str], tuning: Callable[[], bool]) -> Choice:
+def serving_choice(settings: Settings, *, fitting: Callable[[int], str], tuning: Callable[[], bool]) -> MakeHandler:
     """Which back end serves, with this box's settings: what the engine makes its handlers with.
 
     fitting: the name of a model for so many bytes of memory. tuning: whether a tuning run computes on this machine now.
     """
+    if settings.backend == "fake":
+        return lambda _files: fake.Fake(slots=fake.SLOTS, context=fake.CONTEXT, seconds_per_word=fake.SECONDS_PER_WORD)
     from appliance.engine import llama
     from appliance.engine.scheduler import LlamaHandler
     from appliance.engine.standing import Standing

@@ -46,10 +46,10 @@ class Settings(BaseSettings):
     slots: int = Field(0, ge=0, le=256, description="Conversations that run in one batch; 0 is what the machine bears.")
     cache_mb: int = Field(0, ge=0, description="Memory for what conversations share and keep; 0 is what the machine bears.")
     context: int = Field(0, ge=0, description="Tokens a conversation may hold; 0 takes what the model was made for.")
-    backend: Literal["auto", "llama", "transformers"] = Field(
+    backend: Literal["auto", "llama", "transformers", "fake"] = Field(
         "auto",
         description="What computes answers: llama (llama.cpp), transformers (the model's Hugging Face weights), or auto: "
-        "transformers on a GPU that is free and large enough, llama.cpp for all else.",
+        "transformers on a GPU that is free and large enough, llama.cpp for all else. fake asks no model, for load tests.",
     )
     queue: int = Field(64, ge=1, description="Requests that may wait; one more is refused with a time to come back.")
     answer_tokens: int = Field(200, ge=16, le=8192, description="Longest answer, in the model's tokens.")

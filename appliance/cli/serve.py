@@ -49,6 +49,8 @@ async def serve(out: Output, host: str | None, port: int | None) -> int:
         out.say(f"Open {' or '.join(_addresses(settings))} in a browser.")
         _say_code(out, code)
         title = champion.title if champion else "quotes from the documents, until a model is promoted"
+        if settings.backend == "fake":
+            title = "nobody. This is a load test: the setting backend is fake, and questions come back in capitals"
         out.say(f"Answers come from: {title}. Ctrl-C stops everything.")
         await supervise(commands, out.note)
     return 0

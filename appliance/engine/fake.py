@@ -1,6 +1,7 @@
 """A handler that needs no model and always says the same: for tests of what stands around a model, and for load tests.
 
-Declared as `fake`; it never serves by itself. The answer is the question's words in upper case, one chunk a word.
+Declared as `fake` (the setting `backend`); it never serves by itself. The answer is the question's words in upper case, one
+chunk a word; "now" is said as the time of day in seconds, so that a load test can tell how long each word was on its way.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from collections.abc import AsyncGenerator, Sequence
 
 from appliance.engine.handler import Chunk, Finish, Health, Message, Request, Usage
 from appliance.errors import BadInput, Busy, TooLarge, Unsupported
+
+SLOTS = 256
+CONTEXT = 16_384
+SECONDS_PER_WORD = 0.05
 
 
 class Fake:
@@ -47,7 +52,7 @@ class Fake:
             await asyncio.sleep(self._pace)
             if ends is not None and time.monotonic() >= ends:
                 raise Busy("The answer took longer than its time limit.", "Try again when fewer people are asking.")
-            yield Chunk(part, model=self.name, handler=self.name)
+            yield Chunk(part.replace("NOW", f"{time.time():.4f}"), model=self.name, handler=self.name)
         yield Chunk(finish=finish, usage=Usage(prompt, 0, len(said.split())), model=self.name, handler=self.name)
 
     async def count(self, messages: Sequence[Message]) -> int:

@@ -149,6 +149,8 @@ def _back_end(facts: Mapping[str, Any], model: str) -> tuple[str, str]:
     for base, about in (facts.get("models") or {}).items():
         if base == model or any(worn.partition("@")[0] == model for worn in about.get("adapters", ())):
             handler = str(about.get("backend", "llama"))
+            if handler == "fake":
+                return handler, "No model is asked: this is a load test."
             by = "transformers" if handler == "transformers" else "llama.cpp"
             where = "a GPU" if about.get("gpu") else "the processor"
             why = f", because {about['why']}" if about.get("why") else ""

@@ -20,19 +20,14 @@ from starlette.responses import JSONResponse, Response
 from appliance.chat import STARTER_HEADING, as_one_text
 from appliance.engine.handler import Message
 from appliance.errors import ApplianceError, BadInput
+from appliance.knowledge import tokens
 from appliance.running import Event
 from appliance.tables import new_id
-from appliance.web import auth
+from appliance.web import auth, shapes
+from appliance.web.shapes import LONGEST_NAME, MOST_EMBEDDINGS, MOST_MESSAGES, MOST_TOKENS
 from appliance.web.stream import EventStream, Left, frame, unless_gone
 
 router = APIRouter(prefix="/v1")
-
-MOST_MESSAGES = 400
-MOST_EMBEDDINGS = 256
-_CHAT_KEYS = {
-    "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed",
-    "stop", "user", "n", "collections", "presence_penalty", "frequency_penalty",
-}  # fmt: skip
 
 
 @router.get("/models")
@@ -51,12 +46,12 @@ async def models(request: Request) -> Response:
     )
 
 
-@router.post("/embeddings")
+@router.post("/embeddings", openapi_extra=shapes.body(shapes.EMBEDDINGS))
 async def embeddings(request: Request) -> Response:
     user = await auth.bearer(request)
     box = auth.box(request)
     box.accounts.require(user, "embed", "text")
-    body = _Body(await _json(request), {"input", "model", "encoding_format", "user"})
+    body = _Body(await _json(request), shapes.EMBEDDINGS)
     given = body.take("input", (str, list), required=True)
     texts = [given] if isinstance(given, str) else given
     if not 1 <= len(texts) <= MOST_EMBEDDINGS or not all(isinstance(text, str) and text for text in texts):
@@ -73,14 +68,16 @@ async def embeddings(request: Request) -> Response:
         }
         for index, vector in enumerate(vectors)
     ]
-    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    # The embedder reads the beginning of a long text only. Counted as the search counts, without loading its tokenizer here.
+    read = sum(min(tokens.estimate(text), tokens.LIMIT) for text in texts)
+    usage = {"prompt_tokens": read, "total_tokens": read}
     return JSONResponse({"object": "list", "data": data, "model": body.take("model", str) or "default", "usage": usage})
 
 
-@router.post("/chat/completions")
+@router.post("/chat/completions", openapi_extra=shapes.body(shapes.CHAT))
 async def chat_completions(request: Request) -> Response:
     user = await auth.bearer(request)
-    body = _Body(await _json(request), _CHAT_KEYS)
+    body = _Body(await _json(request), shapes.CHAT)
     options = _options(body)
     extra = body.take("stream_options", dict) or {}
     if set(extra) - {"include_usage"}:
@@ -176,12 +173,12 @@ class _Reply:
 
 
 def _usage(done: dict[str, Any]) -> dict[str, Any]:
-    tokens = {"prompt": 0, "cached": 0, "completion": 0, **done["tokens"]}
+    used = {"prompt": 0, "cached": 0, "completion": 0, **done["tokens"]}
     return {
-        "prompt_tokens": tokens["prompt"],
-        "completion_tokens": tokens["completion"],
-        "total_tokens": tokens["prompt"] + tokens["completion"],
-        "prompt_tokens_details": {"cached_tokens": tokens["cached"]},
+        "prompt_tokens": used["prompt"],
+        "completion_tokens": used["completion"],
+        "total_tokens": used["prompt"] + used["completion"],
+        "prompt_tokens_details": {"cached_tokens": used["cached"]},
     }
 
 
@@ -216,9 +213,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Body:
-    """A JSON object read key by key, each with its type; a key outside the allow-list is refused by name."""
+    """A JSON object read key by key, each with its type; a key that its shape does not list is refused by name."""
 
-    def __init__(self, body: dict[str, Any], known: set[str]) -> None:
+    def __init__(self, body: dict[str, Any], shape: dict[str, Any]) -> None:
+        known = set(shape["properties"])
         unknown = sorted(set(body) - known)
         if unknown:
             names = ", ".join(ascii(name)[:40] for name in unknown[:5])
@@ -244,9 +242,9 @@ def _options(body: _Body) -> dict[str, Any]:
     for key, only in (("n", 1), ("presence_penalty", 0), ("frequency_penalty", 0)):
         if body.take(key, (int, float)) not in (None, only):
             raise BadInput(f"`{key}` can only be {only} here.", "Leave it out.")
-    tokens = [body.number(key, 1, 1_000_000, whole=True) for key in ("max_completion_tokens", "max_tokens")]
+    most = [body.number(key, 1, MOST_TOKENS, whole=True) for key in ("max_completion_tokens", "max_tokens")]
     given: dict[str, Any] = {
-        "max_tokens": tokens[0] or tokens[1],
+        "max_tokens": most[0] or most[1],
         "temperature": body.number("temperature", 0, 2),
         "top_p": body.number("top_p", 0, 1),
         "seed": body.number("seed", 0, 2**31 - 1, whole=True),
@@ -254,7 +252,7 @@ def _options(body: _Body) -> dict[str, Any]:
         "collections": _texts(body, "collections", most=100),
     }
     model = body.take("model", str, required=True)
-    if len(model) > 200:
+    if len(model) > LONGEST_NAME:
         raise BadInput("`model` is too long to be the name of a model.", "See /v1/models.")
     return {"model": _plain(model), **{key: value for key, value in given.items() if value is not None}}
 
@@ -264,7 +262,7 @@ def _texts(body: _Body, key: str, most: int) -> list[str] | None:
     if value is None:
         return None
     texts = [value] if isinstance(value, str) else value
-    if len(texts) > most or not all(isinstance(text, str) and 0 < len(text) <= 200 for text in texts):
+    if len(texts) > most or not all(isinstance(text, str) and 0 < len(text) <= LONGEST_NAME for text in texts):
         raise BadInput(f"`{key}` has to be a list of up to {most} short texts.", "Correct it or leave it out.")
     return [_plain(text) for text in texts]
 

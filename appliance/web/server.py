@@ -21,10 +21,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.staticfiles import StaticFiles
 
 from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, NotSignedIn, TooLarge, where
 from appliance.web import admin, api, auth, classes, library, models, pages, quotas, review, show, uploads
+from appliance.web.static_files import CompressedFiles
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -68,7 +68,7 @@ def create_app(appliance: Appliance) -> FastAPI:
         exception_handlers={ApplianceError: _on_fault, HTTPException: _on_http_fault, RequestValidationError: _on_bad_path},
     )
     app.state.appliance = appliance
-    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
+    app.mount("/static", CompressedFiles(directory=Path(__file__).parent / "static"), name="static")
     app.include_router(_status)
     app.include_router(api.router)
     app.include_router(classes.router)

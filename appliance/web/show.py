@@ -9,7 +9,7 @@ import hashlib
 import re
 import time
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +114,10 @@ def _templates(language: str) -> jinja2.Environment:
     )
     environment.install_gettext_translations(words.catalogue(language), newstyle=True)  # type: ignore[attr-defined]
     # A fault's sentence is not a pattern: a "%" in it is a per cent.
-    said = words.catalogue(language).gettext
+    catalogue = words.catalogue(language)
     environment.filters |= {
-        "said": lambda text: said(text) if text else "",
-        "markdown": to_html,
+        "said": lambda text: catalogue.gettext(text) if text else "",
+        "markdown": partial(to_html, words=catalogue),
         "day": day,
         "moment": moment,
         "clock": clock,

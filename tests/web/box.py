@@ -1,6 +1,7 @@
 """A whole web process with a pretend model and three pretend documents: for tests that need a real server.
 
-`python box.py HOME PORT [seconds a word]` serves it. The accounts, the database, the chat and the pages are the real ones.
+`python box.py HOME PORT [seconds a word] [starter] [answer=FILE]` serves it.
+The accounts, the database, the chat and the pages are the real ones.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ class PretendLibrary:
     def __init__(self, shelves: Shelves) -> None:
         self.shelves = shelves
 
+    async def checks(self) -> list[Any]:
+        return []
+
     async def named(self, names: Sequence[str] | None, within: Within) -> Within:
         del names
         return within
@@ -82,7 +86,11 @@ class PretendLibrary:
     async def documents(self, within: Within) -> list[Document]:
         del within
         titles = {one.document: one.title for one in PASSAGES}
-        return [Document(id, "school", title, f"{id}.md", "md", 900, None, 3, "", 1.7e9) for id, title in titles.items()]
+        files = {"evil": '"><img src=x onerror=alert(1)>.md'}
+        return [
+            Document(id, "school", title, files.get(id, f"{id}.md"), "md", 900, None, 3, "", 1.7e9)
+            for id, title in titles.items()
+        ]
 
     async def document(self, document_id: str, within: Within) -> tuple[Document, list[Passage]]:
         for one in await self.documents(within):
@@ -182,6 +190,9 @@ def main() -> None:
     if "starter" in sys.argv[4:]:
         box.pool.starter = True
         box.pool.answer = "leaf leaf the green of of light is leaf [1] and the the teacher said chlorophyll"
+    for word in sys.argv[4:]:
+        if word.startswith("answer="):
+            box.pool.answer = Path(word.partition("=")[2]).read_text("utf-8")
     code = box.accounts.ensure_setup_code()
     print(code or "", flush=True)  # noqa: T201 - the test reads it
     uvicorn.run(create_app(box), host="127.0.0.1", port=port, log_level="warning", access_log=False)

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.engine.handler import Chunk
-from appliance.errors import Busy
+from appliance.errors import Busy, Forbidden
+from appliance.web import shapes
 from appliance.web.api import _Body, _options
 from tests.web.box import LEAVES, PretendPool
 from tests.web.conftest import BASE, events
@@ -152,6 +153,40 @@ async def test_a_key_does_what_its_scope_says(client: openai.AsyncOpenAI, box: A
         await other.embeddings.create(model="default", input="a")
 
 
+async def test_the_keys_of_a_disabled_person_are_dead_at_once(raw: httpx.AsyncClient, box: Any) -> None:
+    person, _ = box.people.add("mr.brown", "teacher", password=None)
+    user = box.accounts.named("mr.brown")
+    raw.headers["authorization"] = f"Bearer {box.accounts.create_key(user, 'mine', 'chat')[1]}"
+    assert (await raw.get("/v1/models")).status_code == 200
+    box.people.change(person.id, disabled=True)
+    assert (await raw.get("/v1/models")).status_code == 401
+    box.people.change(person.id, disabled=False)
+    assert (await raw.get("/v1/models")).status_code == 401, "enabled again, a person makes new ones"
+
+
+async def test_a_pupil_has_no_keys(box: Any) -> None:
+    box.people.add("amina", "pupil", password=None)
+    with pytest.raises(Forbidden):
+        box.accounts.create_key(box.accounts.named("amina"), "mine", "chat")
+
+
+async def test_a_key_never_sees_more_than_its_owner(box: Any) -> None:
+    """Whatever its scope says."""
+    box.people.add("mr.brown", "teacher", password=None)
+    user = box.accounts.named("mr.brown")
+    for scope in ("chat", "embed", "admin"):
+        speaks = box.accounts.key(box.accounts.create_key(user, scope, scope)[1])
+        for verb, thing in (
+            ("change", "people"),
+            ("read", "audit"),
+            ("read", "conversation"),
+            ("read", "key"),
+            ("create", "key"),
+        ):
+            may = (verb, thing) == ("create", "key") and scope == "admin"
+            assert box.accounts.can(speaks, verb, thing, owner=user.id) is may, (scope, verb, thing)
+
+
 async def test_a_session_is_no_key(person: httpx.AsyncClient) -> None:
     reply = await person.post("/v1/chat/completions", json={"model": "default", "messages": QUESTION})
     assert reply.status_code == 401 and reply.json()["error"]["code"] == "not_signed_in"
@@ -235,7 +270,7 @@ def test_options_are_refused_or_in_range(values: dict[str, Any]) -> None:
     from appliance.errors import BadInput
 
     try:
-        options = _options(_Body(values, set(values)))
+        options = _options(_Body(values, shapes.CHAT))
     except BadInput:
         return
     assert 0 <= options.get("temperature", 0) <= 2 and 0 <= options.get("top_p", 1) <= 1

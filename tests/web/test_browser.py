@@ -179,6 +179,6 @@ CONTRAST = """() => {
   const ratio = (a, b) => { const [x, y] = [light(of(a)), light(of(b))].sort().reverse(); return (x + .05) / (y + .05); };
   const pairs = [["ink", "paper"], ["ink", "raised"], ["quiet", "paper"], ["quiet", "raised"], ["quiet", "soft"],
     ["accent", "paper"], ["accent", "soft"], ["on-accent", "accent"], ["ink", "mark"],
-    ["ink", "bad-soft"], ["bad", "paper"], ["ink", "good-soft"]];
+    ["ink", "bad-soft"], ["bad", "paper"], ["ink", "good-soft"], ...[..."ksncft"].map((kind) => [`code-${kind}`, "raised"])];
   return Object.fromEntries(pairs.map(([a, b]) => [`${a} on ${b}`, ratio(a, b)]));
 }"""

@@ -244,6 +244,27 @@ async def test_static_files(person: httpx.AsyncClient) -> None:
     assert address and "immutable" in (await person.get(address[0])).headers["cache-control"]
 
 
+async def test_the_chat_page_is_light_on_the_wire(person: httpx.AsyncClient) -> None:
+    """Half of the 60 kB that it may take: the bench measures the rest, in a browser."""
+    page = await person.get("/chat")
+    assert "content-encoding" not in page.headers, "a page holds its forms' token: its size must not tell of it"
+    addresses = set(re.findall(r"/static/[\w.]+\?v=\w+", page.text))
+    assert len(addresses) >= 2
+    size = len(page.content)
+    for address in addresses:
+        async with person.stream("GET", address) as reply:
+            assert reply.headers["content-encoding"] == "gzip" and "accept-encoding" in reply.headers["vary"]
+            size += len(b"".join([part async for part in reply.aiter_raw()]))
+        tag = reply.headers["etag"]
+        assert (await person.get(address, headers={"if-none-match": tag})).status_code == 304
+        plain = await person.get(address, headers={"accept-encoding": "identity"})
+        assert "content-encoding" not in plain.headers and plain.headers["etag"] != tag
+        part = await person.get(address, headers={"range": "bytes=0-9"})
+        assert part.status_code == 206 and part.content == plain.content[:10]
+        assert (await person.head(address)).content == b""
+    assert size < 30_000
+
+
 async def test_health_and_ready(box: Any, visitor: httpx.AsyncClient) -> None:
     assert (await visitor.get("/health")).json() == {"status": "ok"}
     assert (await visitor.get("/ready")).json()["handler"] == "llama"

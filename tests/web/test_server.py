@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
@@ -22,13 +22,14 @@ QUESTION = "Why are leaves green?"
 
 
 @contextmanager
-def serving(home: Path, *arguments: str) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
-    """(address, setup code, process) of a box; killed at the end if it still lives."""
+def serving(home: Path, *arguments: str, log: Path | None = None) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
+    """(address, setup code, process) of a box; killed at the end if it still lives. log: where its stderr goes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, str(BOX), str(home), str(port), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    errors = log.open("wb") if log else None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process, errors or nullcontext():
         try:
             assert process.stdout
             code, address = process.stdout.readline().strip(), f"http://127.0.0.1:{port}"
