@@ -6,6 +6,7 @@ Passwords are on one answer each and nowhere else. Files with many people are in
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -43,7 +44,7 @@ async def _people(request: Request, user: User, error: ApplianceError | None = N
         count=len(found), waiting=sum(one.waiting for one in found), search=search, role=role, class_name=class_name,
         roles=ROLES, classes=[one.name for one in await asyncio.to_thread(box.classes.list)], first=first,
         earlier=max(0, first - SHOWN) if first else None, later=first + SHOWN if first + SHOWN < len(found) else None,
-        kept=kept, may_change=box.accounts.can(user, "change", "people"), done=query.get("done", ""),
+        kept=kept, may_change=box.accounts.can(user, "change", "people"), imported=_imported(query.get("done", "")),
         most=MOST_ON_A_SHEET,
     )  # fmt: skip
 
@@ -152,6 +153,12 @@ async def act(request: Request, id: str, act: str) -> Response:
 
 async def _sheet(request: Request, made: list[tuple[Person, str]]) -> Response:
     return await show.page(request, "password_sheet.html", made=made, address=request.headers.get("host", ""))
+
+
+def _imported(done: str) -> tuple[int, int] | None:
+    """How many an import has just added and changed, as its own address says."""
+    match = re.fullmatch(r"imported-([0-9]{1,6})-([0-9]{1,6})", done)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 async def administrator(request: Request, verb: str = "change") -> User:

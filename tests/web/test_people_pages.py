@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -28,10 +29,10 @@ async def test_nobody_else_sees_or_changes_people(box: Any, app: FastAPI, ann: A
     async with browser(app) as other:
         await sign_in(other, "Other", PASSWORD)
         assert "/admin/people" not in (await other.get("/chat")).text
-        for path in ("", f"/{ann.id}", "/nobody"):
+        for path in ("", f"/{ann.id}", "/import", "/export", "/nobody"):
             reply = await other.get(f"/admin/people{path}")
             assert reply.status_code == 403 and "Anna" not in reply.text, path
-        for path in ("", "/sheet", f"/{ann.id}", f"/{ann.id}/disable", f"/{ann.id}/password"):
+        for path in ("", "/sheet", f"/{ann.id}", f"/{ann.id}/disable", f"/{ann.id}/password", "/import", "/import/x"):
             form = {"name": "Eve", "role": ADMINISTRATOR}
             assert (await other.post(f"/admin/people{path}", data=form)).status_code == 403, path
     assert box.people.get(ann.id) == ann and len(box.people.list()) == 3 and box.audit.entries() == []
@@ -164,3 +165,76 @@ async def test_a_sheet_of_passwords(box: Any, app: FastAPI, person: httpx.AsyncC
     assert sorted(made) == ["mia", "noah"]
     async with browser(app) as mia:
         assert (await sign_in(mia, "mia", made["mia"])).headers["location"] == "/chat"
+
+
+# --- many at once ----------------------------------------------------------------------------------------------------
+CSV = "name;full_name;role;classes\nélodie;Élodie <b>;pupil;7b\nAnn;Ann Lee;teacher;7b;\n".encode("cp1252")
+
+
+async def test_importing_a_file(box: Any, person: httpx.AsyncClient, ann: Any) -> None:
+    reply = await person.post("/admin/people/import", files={"file": ("people.csv", CSV)})
+    assert reply.status_code == 200 and "One person is new." in reply.text and "One person changes." in reply.text
+    assert "Windows-1252" in reply.text and "Élodie &lt;b&gt;" in reply.text and "Anna &lt;b&gt;Lee" in reply.text
+    assert len(box.people.list()) == 2, "nothing is changed before it was agreed to"
+    address = re.findall(r'action="(/admin/people/import/\w+)"', reply.text)[0]
+    shown = re.findall(r'name="shown" value="(\w+)"', reply.text)[0]
+    box.people.change(ann.id, full_name="Somebody was quicker")
+    reply = await person.post(address, data={"shown": shown})
+    assert reply.status_code == 409 and "Somebody was quicker" in reply.text
+    shown = re.findall(r'name="shown" value="(\w+)"', reply.text)[0]
+    reply = await person.post(address, data={"shown": shown})
+    assert reply.status_code == 303
+    assert "One person was added. One was changed." in (await person.get(reply.headers["location"])).text
+    assert {one.name: one.full_name for one in box.people.list(class_name="7b")} == {"élodie": "Élodie <b>", "Ann": "Ann Lee"}
+    assert (await person.post(address, data={"shown": shown})).status_code == 404, "it is taken in once, and gone"
+    assert list((box.settings.run / "imports").iterdir()) == []
+    verbs = [(entry.verb, entry.actor) for entry in box.audit.entries()]
+    assert verbs == [("import people", box.accounts.named(NAME).id)] and "lodie" not in str(box.audit.entries())
+
+
+async def test_a_file_with_faults(box: Any, person: httpx.AsyncClient) -> None:
+    bad = b"name,role\nann,king\nANN,pupil\n<script>x</script>\xff,\n"
+    reply = await person.post("/admin/people/import", files={"file": ("x.csv", bad)})
+    assert reply.status_code == 400 and "lines cannot be taken" in reply.text and "<script>x" not in reply.text
+    assert 'name="shown"' not in reply.text and len(box.people.list()) == 1
+    for name, data in (("x.zip", b"PK\x03\x04"), ("x.csv", b""), ("x.xlsx", bytes(range(256))), ("", b"")):
+        reply = await person.post("/admin/people/import", files={"file": (name, data)})
+        assert reply.status_code == 400 and 'role="alert"' in reply.text, name
+    reply = await person.post("/admin/people/import", data={"file": "no file"})
+    assert reply.status_code == 400
+    hostile = "../../../etc/\x1b[31m<b>passwd"
+    reply = await person.post("/admin/people/import", files={"file": (hostile, b"name\nann\n")})
+    assert reply.status_code == 200 and "/etc/" not in reply.text and "<b>passwd" not in reply.text
+    assert (
+        await person.post("/admin/people/import", files={"file": ("x.csv", b"name\n" + b"x" * 1_100_000)})
+    ).status_code == 413
+
+
+async def test_a_kept_file_is_its_givers_for_an_hour(box: Any, app: FastAPI, person: httpx.AsyncClient) -> None:
+    box.people.add("Deputy", ADMINISTRATOR, password=PASSWORD)
+    reply = await person.post("/admin/people/import", files={"file": ("people.csv", b"name\nann\n")})
+    address = re.findall(r'action="(/admin/people/import/\w+)"', reply.text)[0]
+    shown = re.findall(r'name="shown" value="(\w+)"', reply.text)[0]
+    kept = next((box.settings.run / "imports").iterdir())
+    assert kept.stat().st_mode & 0o077 == 0 and kept.parent.stat().st_mode & 0o077 == 0
+    async with browser(app) as deputy:
+        await sign_in(deputy, "Deputy", PASSWORD)
+        assert (await deputy.post(address, data={"shown": shown})).status_code == 404
+    for path in ("/admin/people/import/..%2f..%2fx", "/admin/people/import/" + "a" * 16, "/admin/people/import/x"):
+        assert (await person.post(path, data={"shown": shown})).status_code == 404
+    os.utime(kept, (1, 1))
+    assert (await person.post(address, data={"shown": shown})).status_code == 404
+    await person.post("/admin/people/import", files={"file": ("people.csv", b"name\nann\n")})
+    assert not kept.exists(), "what is too old is swept away"
+
+
+async def test_exporting_and_importing_again(box: Any, person: httpx.AsyncClient, ann: Any) -> None:
+    box.people.add("=cmd|' /C calc'!A0", PUPIL, full_name='=HYPERLINK("http://evil.example")')
+    reply = await person.get("/admin/people/export")
+    assert reply.headers["content-disposition"] == 'attachment; filename="people.csv"' and reply.content.startswith(
+        b"\xef\xbb\xbf"
+    )
+    assert "\n'=cmd" in reply.text and "'=HYPERLINK" in reply.text and PASSWORD not in reply.text
+    page = await person.post("/admin/people/import", files={"file": ("people.csv", reply.content)})
+    assert page.status_code == 200 and "0 changes" in page.text and 'name="shown"' not in page.text
+    assert box.people.get(ann.id) == ann
