@@ -218,11 +218,17 @@ class People:
 
     def remove(self, id: str) -> None:
         """With everything that is theirs: conversations, keys, memberships. Raises NotFound, Conflict (last administrator)."""
-        person = self.get(id)
+        role = self.get(id).role
         with self._database.begin() as connection:
-            if person.role == ADMINISTRATOR:
+            if role == ADMINISTRATOR:
                 keep_one_administrator(connection, id)
             connection.execute(sa.delete(users).where(users.c.id == id))
+
+    def refuse_last(self, id: str) -> None:
+        """Raises what `remove` would, before anything that cannot be undone is done."""
+        if self.get(id).role == ADMINISTRATOR:
+            with self._database.read() as connection:
+                keep_one_administrator(connection, id)
 
     # --- classes -----------------------------------------------------------------------------------------------------
     def join(self, id: str, class_id: str, *, teaches: bool = False) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "worker": ("worker", "The worker process alone: long work, one heavy and one light job at a time."),
     "ask": ("ask", "Ask one question; the answer cites the school's documents."),
     "docs": ("docs", "Add, list, search, check and remove documents."),
+    "users": ("users", "Add, import, export, list and erase people, and make passwords for them."),
     "classes": ("classes", "Say which classes are answered from documents only."),
     "examples": ("examples", "Check, import, review, count and withdraw tutoring examples."),
     "tune": ("tune", "Tune a model on tutoring examples, on this machine."),
