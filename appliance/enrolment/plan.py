@@ -158,11 +158,13 @@ class _Comparison:
         if found is not None and (before := self.taken.setdefault(found.id, entry.line)) != entry.line:
             self._fault(entry, "name", f"This is the person of line {before}.")
             return
+        columns = self._columns(entry, found)
         try:
-            columns = self._columns(entry, found)
             wanted = None if entry.classes is None else [self._class(name) for name in entry.classes]
         except BadInput as error:
-            self._fault(entry, "", error.message)
+            self._fault(entry, "classes", error.message)
+            return
+        if "name" not in columns:
             return
         if found is None:
             self._newcomer(entry, columns, wanted or [])
@@ -170,7 +172,7 @@ class _Comparison:
             self._known(entry, found, columns, wanted)
 
     def _columns(self, entry: Entry, found: Any) -> dict[str, str]:
-        """What the entry says, cleaned; what is there already is not judged again. Raises BadInput."""
+        """What the entry says, cleaned; what is there already is not judged again, and what cannot be taken is a fault."""
         given = {name: getattr(entry, name) for name in ("name", "full_name", "role", "language", "external")}
         columns: dict[str, str] = {}
         for name, value in given.items():
@@ -178,7 +180,11 @@ class _Comparison:
                 continue
             value = normal(value)
             if found is None or value != getattr(found, name):
-                value = _cleaned(name, value)
+                try:
+                    value = _cleaned(name, value)
+                except BadInput as error:
+                    self._fault(entry, name, error.message)
+                    continue
             columns[name] = value
         return columns
 

@@ -51,7 +51,7 @@ async def test_the_list(box: Any, person: httpx.AsyncClient, ann: Any) -> None:
         ({"role": "king", "class": "none", "from": "-1"}, set()),
     ):
         page = (await person.get("/admin/people", params=query)).text
-        assert set(re.findall(r'href="/admin/people/\w{16}" dir="auto">(\w+)<', page)) == shown, query
+        assert set(re.findall(r'href="/admin/people/\w{16}"><bdi>(\w+)<', page)) == shown, query
     assert ann.name == "Ann"
 
 
@@ -161,7 +161,7 @@ async def test_a_sheet_of_passwords(box: Any, app: FastAPI, person: httpx.AsyncC
         connection.execute(sa.update(users).where(users.c.role == PUPIL).values(password_hash=""))
     assert "3 of them have no password yet." in (await person.get("/admin/people")).text
     page = (await person.post("/admin/people/sheet", data={"class": "7b"})).text
-    made = dict(re.findall(r'<b dir="auto">(\w+)</b></span>\s*<span>Password: <b class="code">([\w-]{14})</b>', page))
+    made = dict(re.findall(r'<b><bdi>(\w+)</bdi></b></span>\s*<span>Password: <b class="code">([\w-]{14})</b>', page))
     assert sorted(made) == ["mia", "noah"]
     async with browser(app) as mia:
         assert (await sign_in(mia, "mia", made["mia"])).headers["location"] == "/chat"
