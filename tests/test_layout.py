@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "appliance"
 GROUND = ["errors", "files", "settings", "tables", "db", "audit", "redact", "network"]
 NOUNS = ["accounts", "classes", "safety", "fence", "teaching", "prompts", "engine", "knowledge", "registry", "jobs"]
 WORK = [
+    "enrolment",
     "conversations",
     "citations",
     "coverage",

@@ -28,6 +28,7 @@ COMMANDS = {
     "worker": ("worker", "The worker process alone: long work, one heavy and one light job at a time."),
     "ask": ("ask", "Ask one question; the answer cites the school's documents."),
     "docs": ("docs", "Add, list, search, check and remove documents."),
+    "users": ("users", "Add, import, export, list and erase people, and make passwords for them."),
     "classes": ("classes", "Make, open, close, lock and archive classes; begin the next school year."),
     "quotas": ("quotas", "Say how many questions a role, a class or a person may ask."),
     "examples": ("examples", "Check, import, review, count and withdraw tutoring examples."),

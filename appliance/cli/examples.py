@@ -99,7 +99,7 @@ async def import_(out: Output, file: Path, licence: str, author: str, trust_revi
             out.say(_taken_out(len(names)))
         if done.emptied:
             out.note(f"{len(done.emptied)} rows that were here are of somebody who has withdrawn, and are erased.")
-        waiting_for_run = bool(done.emptied) and _erase(out, appliance, store)[1]
+        waiting_for_run = bool(done.emptied) and erase_withdrawn(out, appliance, store)[1]
         waiting = len(store.pending())
         bare = sum(not row.licence and row.consent is None and row.reviewed != "rejected" for row in store.list())
     finally:
@@ -170,14 +170,14 @@ async def withdraw(out: Output, person: str, mentions: bool, yes: bool) -> int:
         # While their words can still be read: a comparison may have asked them under another id.
         forget(out.settings, (), store.asked((*trace.rows, *(trace.mentions if mentions else ()))))
         ids = store.withdraw(person, by=unix_name(), mentions=mentions)
-        runs, waiting = _erase(out, appliance, store)
+        runs, waiting = erase_withdrawn(out, appliance, store)
         models = store.models_with({*ids, *trace.earlier}, appliance.registry)
     finally:
         await appliance.close()
     out.say(f"{len(ids)} rows are erased, and nothing of theirs comes back with an import.")
     if runs:
         out.say(f"The data of {len(runs)} tuning runs is erased; their reports stay: {', '.join(runs)}.")
-    _show_models(out, models)
+    show_models(out, models)
     out.result({"rows": ids, "mentions": len(trace.mentions), "runs": runs, "models": models, "waiting": waiting})
     return 75 if waiting else 0
 
@@ -198,7 +198,7 @@ def _announce(out: Output, trace: Trace, mentions: bool) -> None:
         out.say(f"{len(trace.mentions)} rows of others hold the full name. {what}")
 
 
-def _erase(out: Output, appliance: Appliance, store: ExampleStore) -> tuple[tuple[str, ...], bool]:
+def erase_withdrawn(out: Output, appliance: Appliance, store: ExampleStore) -> tuple[tuple[str, ...], bool]:
     """Take all withdrawn rows out of what was made of them; the runs, and whether the same command is needed once more."""
     from appliance.errors import UnderWay
     from appliance.tuning.blind import forget
@@ -227,7 +227,7 @@ def _erase(out: Output, appliance: Appliance, store: ExampleStore) -> tuple[tupl
     return runs, waiting
 
 
-def _show_models(out: Output, models: Sequence[Exposed]) -> None:
+def show_models(out: Output, models: Sequence[Exposed]) -> None:
     if not models:
         out.say("No model on this box learned from them.")
         return

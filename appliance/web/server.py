@@ -23,7 +23,23 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, NotSignedIn, TooLarge, where
-from appliance.web import admin, api, auth, classes, library, models, pages, quotas, review, show, uploads
+from appliance.web import (
+    admin,
+    api,
+    auth,
+    classes,
+    library,
+    me,
+    models,
+    pages,
+    people,
+    quotas,
+    review,
+    roll,
+    show,
+    signing,
+    uploads,
+)  # fmt: skip
 from appliance.web.static_files import CompressedFiles
 
 if TYPE_CHECKING:
@@ -79,6 +95,10 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.include_router(admin.router)
     app.include_router(quotas.router)
     app.include_router(pages.router)
+    app.include_router(signing.router)
+    app.include_router(me.router)
+    app.include_router(roll.router)  # before people: its addresses are more particular
+    app.include_router(people.router)
     return app
 
 
@@ -170,8 +190,9 @@ async def fault_response(request: Request, error: ApplianceError) -> Response:
 
 async def _on_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApplianceError)
-    if isinstance(error, NotSignedIn) and request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-        return RedirectResponse("/", 303)
+    for_a_person = request.method == "GET" and "text/html" in request.headers.get("accept", "")
+    if for_a_person and isinstance(error, (NotSignedIn, auth.ChooseFirst)):
+        return RedirectResponse("/" if isinstance(error, NotSignedIn) else "/me/password", 303)
     return await fault_response(request, error)
 
 

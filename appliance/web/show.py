@@ -57,7 +57,8 @@ async def page(request: Request, template: str, status: int = 200, /, **values: 
     """A whole page, with who is signed in and the token that its forms need."""
     session = await auth.session(request)
     me = session.user if session else None
-    html = render(request, template, me=me, csrf=await auth.csrf(request), rooms=rooms(request, me), **values)
+    may_enter = [] if session and session.temporary else rooms(request, me)
+    html = render(request, template, me=me, csrf=await auth.csrf(request), rooms=may_enter, **values)
     return HTMLResponse(html, status)
 
 
@@ -76,8 +77,11 @@ def render(request: Request, template: str, /, **values: Any) -> str:
     """A template as text."""
     settings = auth.box(request).settings
     language = language_of(request)
-    about = {"school": settings.school, "path": request.scope["path"], "language": language}
+    about: dict[str, Any] = {"school": settings.school, "path": request.scope["path"], "language": language}
     about["direction"] = "rtl" if language in words.FROM_THE_RIGHT else "ltr"
+    session = getattr(request.state, "session", None)
+    chosen = session.preferences if session else {}
+    about |= {"text_size": chosen.get("text", "normal"), "spacing": chosen.get("spacing", "normal")}
     return _templates(language).get_template(template).render(**about, **values)
 
 

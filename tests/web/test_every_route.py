@@ -66,7 +66,7 @@ CANARIES = {
     "CANARY-TALK": ANN,
     "CANARY-BOOK": READERS,
     "CANARY-LESSON": READERS | {"head"},
-    "CANARY-PUPIL": TEACH,
+    "CANARY-PUPIL": TEACH | ANN,
     "CANARY-KEY": BROWN,
 }
 
@@ -91,6 +91,23 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/setup"): Row(EVERYBODY, form={"code": "x", "name": "Eve", "password": PASSWORD}, status=409),
     ("POST", "/sign-in"): Row(EVERYBODY, form={"name": "ben", "password": PASSWORD}),
     ("POST", "/sign-out"): Row(EVERYBODY),
+    # other ways in; what is sent here is no code of anybody's
+    ("GET", "/sign-in/code"): Row(NOBODY),
+    ("POST", "/sign-in/code"): Row(NOBODY, form={"code": "123456"}),
+    ("GET", "/class"): Row(EVERYBODY),
+    ("POST", "/class"): Row(NOBODY, form={"code": "XXXX-XXXX"}),
+    ("POST", "/classes/{id}/code"): Row(TEACH, at={"id": "class"}, form={"hours": "2"}),
+    ("POST", "/classes/{id}/code/end"): Row(TEACH, at={"id": "class"}),
+    # oneself
+    ("GET", "/me"): Row(INSIDE),
+    ("POST", "/me"): Row(INSIDE, form={"chosen": "fr"}),
+    ("GET", "/me/password"): Row(INSIDE),
+    ("POST", "/me/password"): Row(INSIDE, form={"old": PASSWORD, "new": "another long word", "again": "another long word"}),
+    ("POST", "/me/sessions/end"): Row(INSIDE),
+    ("GET", "/me/second-step"): Row(STAFF),
+    ("POST", "/me/second-step"): Row(STAFF, form={"password": PASSWORD, "secret": "A" * 32, "code": "x"}, status=400),
+    ("POST", "/me/second-step/codes"): Row(STAFF, form={"password": PASSWORD}),
+    ("POST", "/me/second-step/off"): Row(STAFF, form={"password": PASSWORD}),
     # chat
     ("GET", "/chat"): Row(INSIDE),
     ("GET", "/chat/{id}"): Row(ANN, at={"id": "talk"}),
@@ -143,6 +160,16 @@ TABLE: dict[tuple[str, str], Row] = {
     # the box
     ("GET", "/admin"): Row(HEAD),
     ("GET", "/admin/health"): Row(HEAD),
+    ("GET", "/admin/people"): Row(HEAD),
+    ("POST", "/admin/people"): Row(HEAD, form={"name": "zoe", "role": "pupil"}),
+    ("POST", "/admin/people/sheet"): Row(HEAD, status=400),
+    ("GET", "/admin/people/export"): Row(HEAD),
+    ("GET", "/admin/people/import"): Row(HEAD),
+    ("POST", "/admin/people/import"): Row(HEAD, status=400),
+    ("POST", "/admin/people/import/{id}"): Row(HEAD, at={"id": "import"}, status=409),
+    ("GET", "/admin/people/{id}"): Row(HEAD, at={"id": "pupil"}),
+    ("POST", "/admin/people/{id}"): Row(HEAD, at={"id": "pupil"}, form={"name": "ann", "role": "pupil"}),
+    ("POST", "/admin/people/{id}/{act}"): Row(HEAD, at={"id": "pupil", "act": "act"}),
     ("GET", "/admin/settings"): Row(HEAD),
     ("GET", "/admin/audit"): Row(HEAD),
     ("GET", "/admin/jobs"): Row(HEAD),
@@ -157,7 +184,7 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/v1/chat/completions"): Row(INSIDE, scope="chat", json=SPEAK),
     ("POST", "/v1/embeddings"): Row(STAFF, scope="embed", json={"model": "default", "input": "leaves"}),
 }
-THINGS = ("talk", "turn", "document", "passage", "class", "pupil", "key", "job", "example", "model")
+THINGS = ("talk", "turn", "document", "passage", "class", "pupil", "key", "job", "example", "model", "import", "act")
 
 
 # --- the addresses ----------------------------------------------------------------------------------------------------
@@ -234,7 +261,12 @@ def _staffs_things(box: Any, folder: Path) -> dict[str, Any]:
         (weights / "model.gguf").write_bytes(b"GGUF" + id.encode())
         box.registry.add(weights, id=id, kind="base", title=id, licence="MIT", context=1024, report=report().to_json())
     collection = box.library.shelves.one("7B books", EVERYTHING).id
-    return {"job": job.id, "example": "row", "model": "green-1", "collection": collection}
+    head, imported = box.accounts.named("head").id, "0123456789abcdef"
+    (box.settings.run / "imports").mkdir(parents=True)
+    (box.settings.run / "imports" / f"{head}-{imported}").write_text("people.csv\nname,role\nzoe,pupil\n")
+    return {
+        "job": job.id, "example": "row", "model": "green-1", "collection": collection, "import": imported, "act": "disable",
+    }  # fmt: skip
 
 
 def box_within(box: Any, user: Any) -> Filter:

@@ -1,0 +1,87 @@
+"""Erasing one person everywhere: what is counted before it goes, the order in which it goes, and what is said of it.
+
+The account goes last: cut off in between, the same command finds the person again and goes on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from appliance.cli.examples import erase_withdrawn, show_models
+from appliance.tables import collection_readers, conversations, feedback, flags, keys, memberships, turns
+
+if TYPE_CHECKING:
+    from appliance.accounts import Person
+    from appliance.app import Appliance
+    from appliance.cli.output import Output
+
+
+def erase_person(out: Output, appliance: Appliance, person: Person) -> dict[str, Any]:
+    """What was removed, in numbers; "waiting" where the same command is needed once more. Raises Conflict, NotFound."""
+    from appliance.audit import unix_name
+    from appliance.tuning.blind import forget
+    from appliance.tuning.store import ExampleStore
+
+    appliance.people.refuse_last(person.id)
+    counts = _count(appliance, person.id)
+    store = ExampleStore(appliance.database)
+    rows: set[str] = set()
+    earlier: set[str] = set()
+    for called in _called(out, store, person):
+        trace = store.trace(called)
+        earlier |= {*trace.earlier}
+        forget(out.settings, (), store.asked(trace.rows))  # while their words can still be read
+        rows |= {*store.withdraw(called, by=unix_name())}
+    runs, waiting = erase_withdrawn(out, appliance, store)
+    models = store.models_with({*rows, *earlier}, appliance.registry)
+    appliance.people.remove(person.id)
+    with appliance.database.begin() as connection:
+        mine = sa.and_(collection_readers.c.kind == "user", collection_readers.c.name == person.id)
+        connection.execute(sa.delete(collection_readers).where(mine))
+    waiting = not appliance.database.fold_log() or waiting
+    appliance.audit.note("erase person", person.id, {**counts, "examples": len(rows)})
+    told = [f"{number} {what}" for what, number in counts.items() if what != "flags"]
+    out.say(f"Erased: the account, {', '.join(told)}, {len(rows)} examples.")
+    if runs:
+        out.say(f"The data of {len(runs)} tuning runs is erased; their reports stay: {', '.join(runs)}.")
+    if counts["flags"]:
+        out.say(f"{counts['flags']} flagged messages stay with the safeguarding lead.")
+    if rows or earlier:
+        show_models(out, models)
+    return {"id": person.id, **counts, "examples": len(rows), "runs": runs, "models": models, "waiting": waiting}
+
+
+def _called(out: Output, store: Any, person: Person) -> list[str]:
+    """What this person's examples may stand under: the id, the name, and the full name where it is theirs alone."""
+    from appliance.errors import Conflict
+
+    names = [person.id, person.name]
+    for name in (person.full_name, person.external):
+        if not name or name in names:
+            continue
+        try:
+            store.trace(name)
+        except Conflict as error:
+            out.note(f"{error.message} Examples under that name are left; {error.hint[0].lower()}{error.hint[1:]}")
+        else:
+            names.append(name)
+    return names
+
+
+def _count(appliance: Appliance, id: str) -> dict[str, int]:
+    with appliance.database.read() as connection:
+
+        def count(table: sa.Table, where: sa.ColumnElement[bool]) -> int:
+            return connection.scalar(sa.select(sa.func.count()).select_from(table).where(where)) or 0
+
+        theirs = sa.select(conversations.c.id).where(conversations.c.user == id)
+        return {
+            "chats": count(conversations, conversations.c.user == id),
+            "messages": count(turns, turns.c.conversation.in_(theirs)),
+            "keys": count(keys, keys.c.user == id),
+            "memberships": count(memberships, memberships.c.user == id),
+            "ratings": count(feedback, feedback.c.user == id),
+            "flags": count(flags, flags.c.user == id),
+        }
