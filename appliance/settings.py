@@ -114,6 +114,16 @@ class Settings(BaseSettings):
         return self.home / "run"
 
     @property
+    def egress_socket(self) -> Path:
+        """The one way out of the box, where somebody listens."""
+        return self.run / "egress.sock"
+
+    @property
+    def network(self) -> Path:
+        """The hosts outside that the administrator allowed."""
+        return self.home / "network.json"
+
+    @property
     def engine_socket(self) -> Path:
         return self.run / "engine.sock"
 
