@@ -8,6 +8,8 @@ cache of these rows.
 from __future__ import annotations
 
 import secrets
+import unicodedata
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -34,6 +36,15 @@ def new_id() -> str:
     return "".join(secrets.choice(alphabet) for _ in range(16))
 
 
+def folded(name: str) -> str:
+    """What two names share that are the same to a reader: case, width and accents however they are encoded."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _folded_name(context: Any) -> str:
+    return folded(context.get_current_parameters()["name"])
+
+
 def _owner(name: str, target: str) -> Column[str]:
     return Column(name, String, ForeignKey(target, ondelete="CASCADE"), nullable=False, index=True)
 
@@ -55,6 +66,15 @@ users = Table(
     Column("external", String, nullable=False, default="", index=True),  # the source's or the register's id
     Column("totp", String, nullable=False, default=""),  # base32 secret; "" without a second step
     Column("totp_step", Integer, nullable=False, default=0),  # the last time step that was used: each code works once
+    Column("folded", String, nullable=False, default=_folded_name, index=True),  # `name`, as it is looked for
+)
+
+# What stands in for the second step of a person who has lost the phone: digests of random codes, each used once.
+recovery_codes = Table(
+    "recovery_codes",
+    metadata,
+    Column("hash", String, primary_key=True),
+    _owner("user", "users.id"),
 )
 
 # `code`: the digest of the sign-in code for young pupils. `open`: pupils may ask, and `until` when.
@@ -136,6 +156,9 @@ sessions = Table(
     Column("csrf", String, nullable=False),
     Column("created", Float, nullable=False),
     Column("expires", Float, nullable=False),
+    Column("kind", String, nullable=False, default=""),  # "", or step: the second step is missing; or class: by its code
+    Column("class_id", String, nullable=False, default="", index=True),  # whose code it was
+    Column("about", String, nullable=False, default=""),  # browser and system, for the person to know it by
 )
 
 # Failed sign-ins and setup attempts: the only thing that slows a guesser down, so it survives a restart.

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from appliance.accounts.class_codes import ClassCodes
 from appliance.accounts.credentials import (
     LONGEST_SECRET,
     Passwords,
+    as_code,
     clean_name,
     count_attempt,
     digest,
@@ -27,8 +29,21 @@ from appliance.accounts.credentials import (
     strong,
 )
 from appliance.accounts.policy import ADMINISTRATOR, LOCAL, OF_A_CLASS, OWN, SCOPES, TEACHER, User, may
+from appliance.accounts.second_step import SecondStep
+from appliance.accounts.sessions import STEP, STEP_SECONDS, SignedIn, alive, end_sessions, open_session, sessions_of
 from appliance.errors import BadInput, Conflict, Forbidden, NotFound, NotSignedIn
-from appliance.tables import classes, collection_readers, collections, keys, memberships, new_id, sessions, setup_codes, users
+from appliance.tables import (
+    classes,
+    collection_readers,
+    collections,
+    folded,
+    keys,
+    memberships,
+    new_id,
+    sessions,
+    setup_codes,
+    users,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from appliance.db import Database
@@ -42,11 +57,16 @@ _CALLED = {"conversation": "chat"}  # what people call a thing, where that is an
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """`temporary`: the password was given by somebody else, and the person has to choose one of their own first."""
+    """`temporary`: the password was given by somebody else, and the person has to choose one of their own first.
+
+    kind: "class" where it came by a class's code. preferences: text size and spacing, as the person chose.
+    """
 
     user: User
     csrf: str
     temporary: bool = False
+    kind: str = ""
+    preferences: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +82,14 @@ class Key:
 
 
 class Accounts:
-    """Who is asking, and may they."""
+    """Who is asking, and may they. `second_step` and `class_codes` are two more ways of a sign-in."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
         self._passwords = Passwords()
+        self.second_step = SecondStep(database, settings)
+        self.class_codes = ClassCodes(database)
 
     # --- policy ------------------------------------------------------------------------------------------------------
     def can(self, user: User | None, verb: str, thing: str, owner: str | None = None) -> bool:
@@ -114,9 +136,8 @@ class Accounts:
     def named(self, name: str) -> User:
         """The person of that name. Raises NotFound."""
         name = normal(name)
-        same = sa.or_(users.c.name == name, sa.func.lower(users.c.name) == name.lower())
         with self._database.read() as connection:
-            row = connection.execute(sa.select(users).where(same).order_by(users.c.name != name)).first()
+            row = connection.execute(_named(name)).first()
             if row is None:
                 raise NotFound(f"There is no person named {name[:64]}.", "Check the spelling.")
             return as_user(connection, row)
@@ -177,53 +198,72 @@ class Accounts:
         return user
 
     # --- sign-in -----------------------------------------------------------------------------------------------------
-    def sign_in(self, name: str, password: str, source: str) -> tuple[str, User]:
-        """A new session's token and its user. `source` is where the attempt came from, an address.
+    def sign_in(self, name: str, password: str, source: str, about: str = "") -> tuple[str, User]:
+        """A new session's token and its user. `source` is where the attempt came from, an address; `about` the browser.
 
-        Raises NotSignedIn in the same words and the same time whether the name or the password was wrong, and Busy after
-        ten failures for one name from one source, for longer each time.
+        Where the person has a second step, `session` does not know the token: it is for `second_step.finish`. Raises
+        NotSignedIn in the same words and the same time whether the name or the password was wrong, and Busy after ten failures
+        for one name from one source, for longer each time.
         """
         if len(name) > LONGEST_SECRET or len(password) > LONGEST_SECRET:
             raise NotSignedIn("The name or the password is not right.", "Check both, then try again.")
         name = normal(name)
-        attempt = f"sign-in:{digest(name.casefold())[:24]}:{source[:64]}"
+        attempt = f"sign-in:{digest(folded(name))[:24]}:{source[:64]}"
         count_attempt(self._database, attempt)  # counted before it is judged, so that a burst of parallel guesses is one burst
         with self._database.read() as connection:
-            row = connection.execute(
-                sa.select(users)
-                .where(sa.or_(users.c.name == name, sa.func.lower(users.c.name) == name.lower()))
-                .where(users.c.role != LOCAL, ~users.c.disabled)
-                .order_by(users.c.name != name)
-            ).first()
-        if not self._passwords.fits(row.password_hash if row else None, password) or row is None:
+            row = connection.execute(_named(name).where(users.c.role != LOCAL, ~users.c.disabled)).first()
+        typed = as_code(password) if row is not None and row.temporary else password
+        if not self._passwords.fits(row.password_hash if row else None, typed) or row is None:
             raise NotSignedIn("The name or the password is not right.", "Check both, then try again.")
-        token = secrets.token_urlsafe(32)
-        now = time.time()
         with self._database.begin() as connection:
             forgive(connection, attempt)
-            connection.execute(sa.delete(sessions).where(sessions.c.expires < now))
-            connection.execute(
-                sa.insert(sessions).values(
-                    hash=digest(token),
-                    user=row.id,
-                    csrf=secrets.token_urlsafe(24),
-                    created=now,
-                    expires=now + self._settings.session_hours * 3600,
-                )
-            )
-            return token, as_user(connection, row)
+            return self._begin(connection, row, about), as_user(connection, row)
+
+    def begin(self, id: str, about: str = "") -> str:
+        """The token of a new session for a person whom another proof than the password has shown. Raises NotSignedIn."""
+        with self._database.begin() as connection:
+            known = sa.select(users).where(users.c.id == id, users.c.role != LOCAL, ~users.c.disabled)
+            row = connection.execute(known).first()
+            if row is None:
+                raise NotSignedIn("This account cannot sign in.", "Ask the administrator.")
+            return self._begin(connection, row, about)
+
+    def renew(self, id: str, about: str = "") -> str:
+        """As `begin`, for somebody who has just changed the password in a session: no second step is asked again."""
+        with self._database.begin() as connection:
+            return open_session(connection, id, self._settings.session_hours * 3600, about=about)
+
+    def _begin(self, connection: sa.Connection, row: Any, about: str) -> str:
+        if row.totp:
+            return open_session(connection, row.id, STEP_SECONDS, kind=STEP, about=about)
+        return open_session(connection, row.id, self._settings.session_hours * 3600, about=about)
 
     def session(self, token: str) -> Session | None:
         if not token or len(token) > LONGEST_SECRET:
             return None
+        user = (users.c.id, users.c.name, users.c.role, users.c.language, users.c.temporary, users.c.preferences)
         query = (
-            sa.select(users.c.id, users.c.name, users.c.role, users.c.language, users.c.temporary, sessions.c.csrf)
-            .join(users, users.c.id == sessions.c.user)
-            .where(sessions.c.hash == digest(token), sessions.c.expires > time.time(), ~users.c.disabled)
+            sa.select(*user, sessions.c.csrf, sessions.c.kind)
+            .join(sessions, users.c.id == sessions.c.user)
+            .outerjoin(classes, classes.c.id == sessions.c.class_id)
+            .where(sessions.c.hash == digest(token), sessions.c.kind != STEP, ~users.c.disabled, alive())
         )
         with self._database.read() as connection:
             row = connection.execute(query).first()
-            return Session(as_user(connection, row), row.csrf, row.temporary) if row else None
+            if row is None:
+                return None
+            temporary = row.temporary and not row.kind  # who came by a class's code has no password to choose
+            return Session(as_user(connection, row), row.csrf, temporary, row.kind, row.preferences or {})
+
+    def sessions_of(self, user: User, token: str) -> list[SignedIn]:
+        """Where this person is signed in, newest first; `token` is that of the session that asks."""
+        with self._database.read() as connection:
+            return sessions_of(connection, user.id, token)
+
+    def end_sessions(self, user: User, but: str = "") -> int:
+        """End all of a person's sessions but the one of the token `but`; how many."""
+        with self._database.begin() as connection:
+            return end_sessions(connection, user.id, but)
 
     def sign_out(self, token: str) -> None:
         with self._database.begin() as connection:
@@ -296,6 +336,11 @@ def as_user(connection: sa.Connection, row: Any, scope: str = "") -> User:
     mine = connection.execute(chosen).all()
     names = frozenset(one.name for one in mine)
     return User(row.id, row.name, row.role, scope, names, frozenset(o.id for o in mine if o.role == TEACHER), row.language)
+
+
+def _named(name: str) -> sa.Select[Any]:
+    """People of that name, however it is cased. Two of an older release may differ in case alone: the exact one first."""
+    return sa.select(users).where(users.c.folded == folded(name)).order_by(users.c.name != name)
 
 
 def _has_administrator(connection: sa.Connection) -> bool:

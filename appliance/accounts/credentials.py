@@ -30,6 +30,12 @@ LONGEST_SECRET = 1024
 FREE_FAILURES = 10
 LONGEST_WAIT = 900.0
 FORGET_FAILURES = 24 * 3600
+_ALIKE = frozenset({"LATIN", "CYRILLIC", "GREEK", "CHEROKEE"})
+# Letters by their kind, and yet nothing to see: fillers of Hangul, the empty Braille cell, joiners, selectors of a variant.
+_BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f\u17b4\u17b5") | {
+    chr(code) for code in (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
+}
+_PILED = 4  # marks on one letter; no language needs more
 
 
 class Passwords:
@@ -50,17 +56,19 @@ class Passwords:
         return self._hasher.hash(password)
 
     def fits(self, hashed: str | None, password: str) -> bool:
-        """`hashed` None: nobody has that name. Takes its time all the same, and says no."""
+        """`hashed` None: nobody has that name; one that is no hash: no password opens it. Takes its time, and says no."""
         from argon2.exceptions import InvalidHashError, VerificationError
 
+        nobody = self._nobody  # made at the first question whatever it is, so that its cost tells nothing
+        known = hashed is not None and hashed.startswith("$argon2")
         try:
-            return self._hasher.verify(hashed or self._nobody, password.encode("utf-8", "surrogatepass")) and hashed is not None
+            return self._hasher.verify(hashed if known else nobody, password.encode("utf-8", "surrogatepass")) and known  # type: ignore[arg-type]
         except (VerificationError, InvalidHashError):
             return False
 
 
-def count_attempt(database: Database, key: str) -> None:
-    """Write one failure down in advance; `forgive` takes it back. Raises Busy while the key has to wait."""
+def count_attempt(database: Database, key: str, free: int = FREE_FAILURES) -> None:
+    """Write one failure down in advance; `forgive` or `take_back` undo it. Raises Busy while the key has to wait."""
     now = time.time()
     with database.begin() as connection:
         connection.execute(sa.delete(attempts).where(attempts.c.last < now - FORGET_FAILURES))
@@ -68,16 +76,24 @@ def count_attempt(database: Database, key: str) -> None:
         if row is None:
             connection.execute(sa.insert(attempts).values(key=key, failures=1, last=now))
             return
-        left = row.last + wait_after(row.failures) - now
-        if left > 0:
-            raise Busy(
-                "There were too many wrong tries.", f"Wait {max(1, round(left))} seconds, then try again.", retry_after=left
-            )
-        connection.execute(sa.update(attempts).where(attempts.c.key == key).values(failures=row.failures + 1, last=now))
+        wait = wait_after(row.failures, free)
+        left = row.last + wait - now
+        if left > wait:  # the clock was set back: the wait begins anew, instead of lasting until that day comes again
+            left = wait
+            connection.execute(sa.update(attempts).where(attempts.c.key == key).values(last=now))
+        if left <= 0:
+            connection.execute(sa.update(attempts).where(attempts.c.key == key).values(failures=row.failures + 1, last=now))
+    if left > 0:
+        raise Busy("There were too many wrong tries.", f"Wait {max(1, round(left))} seconds, then try again.", retry_after=left)
 
 
 def forgive(connection: sa.Connection, key: str) -> None:
     connection.execute(sa.delete(attempts).where(attempts.c.key == key))
+
+
+def take_back(connection: sa.Connection, key: str) -> None:
+    """This try was right; the wrong ones before it still count."""
+    connection.execute(sa.update(attempts).where(attempts.c.key == key).values(failures=attempts.c.failures - 1))
 
 
 def new_code(groups: int = 3) -> str:
@@ -85,28 +101,51 @@ def new_code(groups: int = 3) -> str:
     return "-".join("".join(secrets.choice(CODE_LETTERS) for _ in range(4)) for _ in range(groups))
 
 
+def as_code(typed: str) -> str:
+    """A made-up password as it was made, however it was typed; what cannot be one is left as it is."""
+    letters = "".join(letter for letter in typed.upper() if letter.isalnum())
+    if len(letters) != 12 or any(letter not in CODE_LETTERS for letter in letters):
+        return typed
+    return "-".join(letters[at : at + 4] for at in range(0, 12, 4))
+
+
 def digest_of_code(code: str) -> str:
     """However it was typed: dashes, spaces and small letters make no difference."""
     return digest("".join(letter for letter in code.upper() if letter.isalnum())[:LONGEST_SECRET])
 
 
-def wait_after(failures: int) -> float:
-    """Seconds to wait after so many failures in a row: none up to ten, then 2, 4, 8 ... up to a quarter of an hour."""
-    if failures < FREE_FAILURES:
+def wait_after(failures: int, free: int = FREE_FAILURES) -> float:
+    """Seconds to wait after so many failures in a row: none up to `free`, then 2, 4, 8 ... up to a quarter of an hour."""
+    if failures < free:
         return 0.0
-    return min(2.0 ** min(failures - FREE_FAILURES + 1, 16), LONGEST_WAIT)
+    return min(2.0 ** min(failures - free + 1, 16), LONGEST_WAIT)
 
 
-def clean_name(name: str, what: str = "name") -> str:
-    """Raises BadInput unless the name is one line of 1 to 64 ordinary characters."""
+def clean_name(name: str, what: str = "name", longest: int = 64) -> str:
+    """Raises BadInput unless the name is one line of 1 to `longest` ordinary characters that all can be seen."""
     name = normal(name[: LONGEST_SECRET + 1])
     if not name:
         raise BadInput(f"The {what} is empty.", "Write at least one letter.")
-    if len(name) > 64:
-        raise BadInput(f"The {what} is longer than 64 characters.", "Take a shorter one.")
-    if name.startswith("(") or any(unicodedata.category(letter) in {"Cc", "Cf", "Cs", "Co"} for letter in name):
+    if len(name) > longest:
+        raise BadInput(f"The {what} is longer than {longest} characters.", "Take a shorter one.")
+    if name.startswith("(") or not any(letter.isalnum() for letter in name) or _odd(name):
         raise BadInput(f"The {what} has characters that cannot be used.", "Use letters, digits and spaces.")
+    if any(_alphabets(word) > 1 for word in name.split()):
+        raise BadInput(f"The {what} mixes letters of two alphabets that look alike.", "Type it anew, in one alphabet.")
     return name
+
+
+def _odd(name: str) -> bool:
+    """Controls, marks of direction, joiners, fillers, blanks: names that differ in these look the same. And piled marks."""
+    kinds = [unicodedata.category(letter) for letter in name]
+    unseen = any(kind in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} for kind in kinds) or not _BLANK.isdisjoint(name)
+    piled = any({*kinds[at : at + _PILED]} <= {"Mn", "Me"} for at in range(len(kinds) - _PILED + 1))
+    return unseen or piled
+
+
+def _alphabets(word: str) -> int:
+    """How many of the alphabets whose letters can be taken for each other's stand in one word."""
+    return len({first for letter in word if (first := unicodedata.name(letter, "").split(" ")[0]) in _ALIKE})
 
 
 def normal(name: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from appliance.tables import folded
+
 revision = "0004"
 down_revision = "0003"
 
@@ -21,6 +23,9 @@ def upgrade() -> None:
 
 
 def _columns() -> None:
+    for name in ("kind", "class_id", "about"):
+        op.add_column("sessions", sa.Column(name, sa.String(), nullable=False, server_default=""))
+    op.create_index(op.f("ix_sessions_class_id"), "sessions", ["class_id"], unique=False)
     for name in ("folder", "leaf", "class_id"):
         op.add_column("conversations", sa.Column(name, sa.String(), nullable=False, server_default=""))
     op.add_column("turns", sa.Column("parent", sa.String(), nullable=False, server_default=""))
@@ -31,9 +36,22 @@ def _columns() -> None:
     op.add_column("users", sa.Column("source", sa.String(), nullable=False, server_default="local"))
     op.add_column("users", sa.Column("totp_step", sa.Integer(), nullable=False, server_default="0"))
     op.create_index(op.f("ix_users_external"), "users", ["external"], unique=False)
+    op.add_column("users", sa.Column("folded", sa.String(), nullable=False, server_default=""))
+    op.create_index(op.f("ix_users_folded"), "users", ["folded"], unique=False)
+    users = sa.table("users", sa.column("id"), sa.column("name"), sa.column("folded"))
+    for row in op.get_bind().execute(sa.select(users.c.id, users.c.name)).all():
+        op.get_bind().execute(sa.update(users).where(users.c.id == row.id).values(folded=folded(row.name)))
 
 
 def _tables() -> None:
+    op.create_table(
+        "recovery_codes",
+        sa.Column("hash", sa.String(), nullable=False),
+        sa.Column("user", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["user"], ["users.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("hash"),
+    )
+    op.create_index(op.f("ix_recovery_codes_user"), "recovery_codes", ["user"], unique=False)
     op.create_table(
         "classes",
         sa.Column("id", sa.String(), nullable=False),

@@ -1,0 +1,132 @@
+"""Codes of a class: a young pupil types the lesson's code, picks their own name, and is in until the lesson ends.
+
+Only a digest of the code is kept. A code works while its class is open, and shows pupils of that class alone; guessing is
+slowed down for each source, and who types it rightly is never counted. Who may make a code is for `accounts.can` to say.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from appliance.accounts.credentials import CODE_LETTERS, count_attempt, digest_of_code, take_back
+from appliance.accounts.policy import PUPIL
+from appliance.accounts.sessions import BY_CLASS, alive, open_session
+from appliance.errors import BadInput, NotFound, NotSignedIn
+from appliance.tables import classes, memberships, sessions, users
+
+if TYPE_CHECKING:
+    from appliance.db import Database
+
+LETTERS = 6  # of 29 signs: six hundred million codes
+MOST_HOURS = 12.0
+# A whole class may sit behind one address, and seven-year-olds mistype.
+FREE_WRONG = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A name to pick. `here`: somebody is signed in under it already."""
+
+    id: str
+    called: str
+    here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Roll:
+    """What a code opens."""
+
+    class_name: str
+    pupils: list[Choice]
+
+
+class ClassCodes:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # --- the teacher's ----------------------------------------------------------------------------------------------------
+    def make(self, class_id: str, hours: float = 2.0) -> str:
+        """A new code for a class in place of any older one: XXX-XXX. Shown once. Raises NotFound, BadInput."""
+        if not 0 < hours <= MOST_HOURS:
+            raise BadInput(f"A code can last up to {MOST_HOURS:g} hours.", "Take a shorter time.")
+        letters = "".join(secrets.choice(CODE_LETTERS) for _ in range(LETTERS))
+        code = f"{letters[:3]}-{letters[3:]}"
+        with self._database.begin() as connection:
+            this = sa.and_(classes.c.id == class_id, classes.c.archived.is_(None))
+            until = time.time() + hours * 3600
+            made = connection.execute(sa.update(classes).where(this).values(code=digest_of_code(code), code_until=until))
+            if not made.rowcount:
+                raise NotFound("There is no such class here.", "It may have been archived.")
+        return code
+
+    def end(self, class_id: str) -> list[str]:
+        """The code works no more, and who came in by it is out: their ids."""
+        with self._database.begin() as connection:
+            connection.execute(sa.update(classes).where(classes.c.id == class_id).values(code="", code_until=None))
+            theirs = sa.and_(sessions.c.class_id == class_id, sessions.c.kind == BY_CLASS)
+            ids = sorted(set(connection.scalars(sa.select(sessions.c.user).where(theirs))))
+            connection.execute(sa.delete(sessions).where(theirs))
+        return ids
+
+    def until(self, class_id: str) -> float | None:
+        """When the code of this class runs out; None where there is none that works."""
+        with self._database.read() as connection:
+            return connection.scalar(sa.select(classes.c.code_until).where(classes.c.id == class_id, _works()))
+
+    def in_use(self) -> bool:
+        """Whether any class has a code that works: only then need the page for it be offered."""
+        with self._database.read() as connection:
+            return connection.execute(sa.select(classes.c.id).where(_works()).limit(1)).first() is not None
+
+    # --- the pupil's ------------------------------------------------------------------------------------------------------
+    def roll(self, code: str, source: str) -> Roll:
+        """The names that a code shows. Raises NotSignedIn (no such code now), Busy."""
+        found = self._class_of(code, source)
+        here = sa.select(sessions.c.user).outerjoin(classes, classes.c.id == sessions.c.class_id).where(alive())
+        with self._database.read() as connection:
+            rows = connection.execute(_pupils(found.id)).all()
+            signed_in = set(connection.scalars(here.where(sessions.c.user.in_([row.id for row in rows]))))
+        choices = [Choice(row.id, row.full_name or row.name, row.id in signed_in) for row in rows]
+        return Roll(found.name, sorted(choices, key=lambda one: one.called.casefold()))
+
+    def sign_in(self, code: str, pupil: str, source: str, about: str = "") -> str:
+        """The token of a pupil's session, which ends with the code's time. Raises NotSignedIn, Busy."""
+        found = self._class_of(code, source)
+        with self._database.begin() as connection:
+            if connection.execute(_pupils(found.id).where(users.c.id == pupil)).first() is None:
+                raise NotSignedIn("That name is not in this class.", "Pick yours, or ask your teacher.")
+            seconds = found.code_until - time.time()
+            return open_session(connection, pupil, seconds, kind=BY_CLASS, class_id=found.id, about=about)
+
+    def _class_of(self, code: str, source: str) -> Any:
+        attempt = f"class:{source[:64]}"
+        count_attempt(self._database, attempt, FREE_WRONG)
+        wanted = digest_of_code(code)
+        with self._database.begin() as connection:
+            columns = (classes.c.id, classes.c.name, classes.c.code_until)
+            row = connection.execute(sa.select(*columns).where(classes.c.code == wanted, _works())).first()
+            if row is not None:
+                take_back(connection, attempt)
+        if row is None:
+            raise NotSignedIn("There is no lesson with that code now.", "Look at the board again, or ask your teacher.")
+        return row
+
+
+def _works() -> sa.ColumnElement[bool]:
+    now = time.time()
+    open_now = sa.and_(classes.c.open, sa.or_(classes.c.until.is_(None), classes.c.until > now))
+    return sa.and_(classes.c.code != "", classes.c.code_until > now, classes.c.archived.is_(None), open_now)
+
+
+def _pupils(class_id: str) -> sa.Select[tuple[str, str, str]]:
+    """Of staff nobody can be picked, whatever part they have in the class."""
+    return (
+        sa.select(users.c.id, users.c.name, users.c.full_name)
+        .join(memberships, memberships.c.user == users.c.id)
+        .where(memberships.c.class_id == class_id, memberships.c.role == "pupil", users.c.role == PUPIL, ~users.c.disabled)
+    )
