@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from appliance import tunnel
 from appliance.errors import ApplianceError, BadInput, Forbidden, NotFound, from_os_error
@@ -198,6 +199,17 @@ def _damaged(path: Path, why: str) -> ApplianceError:
         f"The network policy {path} cannot be trusted, so nothing is allowed: {why}.",
         "Remove that file, then allow each host again with `appliance network allow HOST:PORT`.",
     )
+
+
+def needed(settings: Settings) -> list[Host]:
+    """The hosts that settings name, whether they are allowed or not."""
+    found = []
+    for url, ports in ((settings.ldap_url, {"ldap": 389, "ldaps": 636}), (settings.oidc_issuer, {"http": 80, "https": 443})):
+        parts = urlsplit(url)
+        if parts.hostname:
+            name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+            found.append(host(name, parts.port or ports[parts.scheme]))
+    return found
 
 
 # --- the way out --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def network() -> None:
 @command
 async def status(out: Output) -> int:
     """Say which hosts are allowed, whether the way out runs, and what the settings need that is not allowed."""
-    from appliance.network import Policy
+    from appliance.network import Policy, needed
 
     hosts = sorted(Policy(out.settings.network).allowed())
     runs = _answers(out.settings)
@@ -33,7 +33,7 @@ async def status(out: Output) -> int:
         out.say(f"  {host}")
     if hosts:
         out.say("The way out is running." if runs else "The way out is not running: start `appliance egress`.")
-    missing = [host for host in _needed(out.settings) if host not in hosts]
+    missing = [host for host in needed(out.settings) if host not in hosts]
     for host in missing:
         out.say(f"A setting names {host}, which is not allowed: `appliance network allow {host}`.")
     mode = "allow" if hosts else "air-gapped"
@@ -91,12 +91,6 @@ async def _change(out: Output, verb: str, change: Callable[[], list[Host]]) -> l
     finally:
         await appliance.close()
     return changed
-
-
-def _needed(settings: Settings) -> list[Host]:
-    """The hosts that settings name."""
-    del settings
-    return []
 
 
 def _answers(settings: Settings) -> bool:
