@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "appliance"
 GROUND = ["errors", "files", "settings", "tables", "db", "audit", "redact", "tunnel", "tunnel_http", "network", "egress"]
 NOUNS = ["accounts", "classes", "safety", "fence", "prompts", "engine", "knowledge", "registry", "jobs"]
 WORK = [
+    "enrolment",
     "conversations",
     "citations",
     "coverage",

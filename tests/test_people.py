@@ -289,7 +289,7 @@ def test_a_thousand_guesses(accounts: Accounts, ann: Person) -> None:
             accounts.sign_in("Ann", f"wrong password {number}", "a")
         except ApplianceError as error:
             answers.append(error.code)
-    assert answers.count("not_signed_in") <= 14 and answers.count("busy") >= 986 and ann.name == "Ann"
+    assert answers.count("not_signed_in") <= 20 and answers.count("busy") >= 980 and ann.name == "Ann"
 
 
 def test_a_clock_set_back_a_year_locks_nobody_out_and_keeps_nobody_in(

@@ -94,7 +94,7 @@ async def chat_completions(request: Request) -> Response:
         opening = await unless_gone(request.receive, _opening(events))
     except Left:
         return Response(status_code=499)  # nobody reads it
-    return EventStream(reply.frames(opening, events, bool(extra.get("include_usage"))))
+    return EventStream(reply.frames(opening, events, bool(extra.get("include_usage"))), auth.still(request, user))
 
 
 async def _opening(events: AsyncGenerator[Event, None]) -> list[Event]:

@@ -14,18 +14,24 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from appliance.accounts import Session, User
 from appliance.errors import Forbidden, NotSignedIn
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from starlette.datastructures import FormData
     from starlette.types import Scope
 
     from appliance.app import Appliance
     from appliance.settings import Settings
 
+# What a browser calls itself, the most telling word first; each pretends to be those below it.
+_BROWSERS = ("Edg", "OPR", "Firefox", "Chrome", "Safari")
+_SYSTEMS = ("CrOS", "Android", "iPhone", "iPad", "Windows", "Macintosh", "Linux")
+_CALLED = {"Edg": "Edge", "OPR": "Opera", "CrOS": "Chromebook", "Macintosh": "Mac"}
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
@@ -65,6 +71,10 @@ def _is_address(text: str) -> bool:
     return True
 
 
+class ChooseFirst(Forbidden):
+    """Signed in with a password that somebody else knows: nothing is open until it is changed."""
+
+
 # --- pages -----------------------------------------------------------------------------------------------------------
 def box(request: Request) -> Appliance:
     appliance: Appliance = request.app.state.appliance
@@ -84,19 +94,46 @@ async def session(request: Request) -> Session | None:
     return found
 
 
-async def person(request: Request) -> User:
-    """Raises NotSignedIn."""
+async def person(request: Request, *, temporary: bool = False) -> User:
+    """Raises NotSignedIn, and ChooseFirst unless `temporary` passwords are good enough here."""
     found = await session(request)
     if found is None:
         raise NotSignedIn("You are not signed in, or your sign-in has ended.", "Sign in again; what you typed is kept.")
+    if found.temporary and not temporary:
+        raise ChooseFirst("Your password was made by somebody else.", "Choose one of your own first, under /me/password.")
     return found.user
 
 
-async def form(request: Request) -> FormData:
+def still(request: Request, user: User) -> Callable[[], Awaitable[bool]]:
+    """Whether the cookie or the key of this request is still good, to be asked while an answer streams.
+
+    Where it is not, everything that the person has under way ends.
+    """
+    accounts, cookie = box(request).accounts, request.cookies.get(_cookie(request, "session"), "")
+    key = request.headers.get("authorization", "").partition(" ")[2].strip()
+
+    async def good() -> bool:
+        if await asyncio.to_thread(accounts.key if key else accounts.session, key or cookie) is not None:
+            return True
+        if not key:
+            await box(request).chat.leave(user)
+        return False
+
+    return good
+
+
+def about(request: Request) -> str:
+    """Browser and system, as a person would say them; "" where it is something else."""
+    told = request.headers.get("user-agent", "")[:400]
+    found = [next((_CALLED.get(one, one) for one in words if one in told), "") for words in (_BROWSERS, _SYSTEMS)]
+    return ", ".join(one for one in found if one)
+
+
+async def form(request: Request, *, files: int = 0) -> FormData:
     """The form of a request that changes something. Raises Forbidden unless it carries this session's token."""
     found = await session(request)
     expected = found.csrf if found else request.cookies.get(_cookie(request, "visitor"), "")
-    data = await request.form(max_files=0, max_fields=20, max_part_size=256 * 1024)
+    data = await request.form(max_files=files, max_fields=20, max_part_size=256 * 1024)
     given = request.headers.get("x-csrf-token") or data.get("csrf") or ""
     if not expected or not isinstance(given, str) or not hmac.compare_digest(given.encode(), expected.encode()):
         raise Forbidden("This form is too old or did not come from this page.", "Load the page again, then send it once more.")
@@ -126,7 +163,33 @@ def remember(request: Request, response: Response) -> None:
         _set(request, response, "visitor", visitor, 12 * 3600)
 
 
+async def enter(request: Request, token: str) -> Response:
+    """To the first page after a right password, or to the second step. An older session of this browser ends."""
+    accounts = box(request).accounts
+    older = request.cookies.get(_cookie(request, "session"), "")
+    if older:
+        await asyncio.to_thread(accounts.sign_out, older)
+    if await asyncio.to_thread(accounts.second_step.waits, token):
+        response = RedirectResponse("/sign-in/code", 303)
+        _set(request, response, "step", token, 300)
+        return response
+    response = RedirectResponse("/chat", 303)
+    sign_in(request, response, token)
+    return response
+
+
+def waiting(request: Request) -> str:
+    """The token of a sign-in whose second step is missing, or ""."""
+    return request.cookies.get(_cookie(request, "step"), "")
+
+
+def token(request: Request) -> str:
+    """The token of the session that this request came with, or ""."""
+    return request.cookies.get(_cookie(request, "session"), "")
+
+
 def sign_in(request: Request, response: Response, token: str) -> None:
+    response.delete_cookie(_cookie(request, "step"), secure=_https(request), httponly=True, samesite="lax")
     _set(request, response, "session", token, int(box(request).settings.session_hours * 3600))
     response.delete_cookie(_cookie(request, "visitor"), secure=_https(request), httponly=True, samesite="lax")
 

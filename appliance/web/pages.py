@@ -36,7 +36,9 @@ async def front(request: Request) -> Response:
 async def _front(request: Request, error: ApplianceError | None = None, name: str = "", code: str = "") -> Response:
     first = not await asyncio.to_thread(auth.box(request).accounts.has_administrator)
     status = error.status if error else 200
-    response = await show.page(request, "setup.html" if first else "sign_in.html", status, error=error, name=name, code=code)
+    by_class = not first and await asyncio.to_thread(auth.box(request).accounts.class_codes.in_use)
+    template = "setup.html" if first else "sign_in.html"
+    response = await show.page(request, template, status, error=error, name=name, code=code, by_class=by_class)
     auth.remember(request, response)
     return response
 
@@ -49,25 +51,22 @@ async def setup(request: Request) -> Response:
     accounts = auth.box(request).accounts
     try:
         await asyncio.to_thread(accounts.create_first_administrator, code, name, password, auth.source(request))
-        token, _ = await asyncio.to_thread(accounts.sign_in, name, password, auth.source(request))
+        token, _ = await asyncio.to_thread(accounts.sign_in, name, password, auth.source(request), auth.about(request))
     except ApplianceError as error:
         return await _front(request, error, name, code)
-    response = RedirectResponse("/chat", 303)
-    auth.sign_in(request, response, token)
-    return response
+    return await auth.enter(request, token)
 
 
 @router.post("/sign-in")
 async def sign_in(request: Request) -> Response:
     data = await auth.form(request)
     name, password = auth.text(data, "name"), auth.text(data, "password")
+    accounts = auth.box(request).accounts
     try:
-        token, _ = await asyncio.to_thread(auth.box(request).accounts.sign_in, name, password, auth.source(request))
+        token, _ = await asyncio.to_thread(accounts.sign_in, name, password, auth.source(request), auth.about(request))
     except ApplianceError as error:
         return await _front(request, error, name)
-    response = RedirectResponse("/chat", 303)
-    auth.sign_in(request, response, token)
-    return response
+    return await auth.enter(request, token)
 
 
 @router.post("/sign-out")
@@ -146,7 +145,7 @@ async def stream(request: Request, turn: str) -> Response:
     last = request.headers.get("last-event-id", "")
     after = int(last) + 1 if last.isascii() and last.isdigit() and len(last) < 9 else 0
     await asyncio.to_thread(auth.box(request).chat.conversations.turn, user, turn)
-    return EventStream(_frames(request, user, turn, after))
+    return EventStream(_frames(request, user, turn, after), auth.still(request, user))
 
 
 async def _frames(request: Request, user: User, turn: str, after: int) -> AsyncGenerator[str, None]:

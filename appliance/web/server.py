@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 
 from appliance.chat import where
 from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, NotSignedIn, TooLarge
-from appliance.web import api, auth, library, pages, show
+from appliance.web import api, auth, library, me, pages, people, roll, show, signing
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -74,6 +74,10 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.include_router(api.router)
     app.include_router(library.router)
     app.include_router(pages.router)
+    app.include_router(signing.router)
+    app.include_router(me.router)
+    app.include_router(roll.router)  # before people: its addresses are more particular
+    app.include_router(people.router)
     return app
 
 
@@ -154,8 +158,9 @@ async def fault_response(request: Request, error: ApplianceError) -> Response:
 
 async def _on_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApplianceError)
-    if isinstance(error, NotSignedIn) and request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-        return RedirectResponse("/", 303)
+    for_a_person = request.method == "GET" and "text/html" in request.headers.get("accept", "")
+    if for_a_person and isinstance(error, (NotSignedIn, auth.ChooseFirst)):
+        return RedirectResponse("/" if isinstance(error, NotSignedIn) else "/me/password", 303)
     return await fault_response(request, error)
 
 

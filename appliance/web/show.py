@@ -39,6 +39,7 @@ class Room:
 ROOMS: list[tuple[str, str, tuple[str, str], tuple[str, ...]]] = [
     ("/chat", "Chat", ("ask", "chat"), ()),
     ("/library", "Library", ("read", "library"), ("/document", "/passage")),
+    ("/admin/people", "People", ("read", "people"), ()),
     ("/keys", "Keys", ("create", "key"), ()),
     ("/about", "About", ("ask", "chat"), ()),
 ]
@@ -54,7 +55,8 @@ async def page(request: Request, template: str, status: int = 200, /, **values: 
     """A whole page, with who is signed in and the token that its forms need."""
     session = await auth.session(request)
     me = session.user if session else None
-    html = render(request, template, me=me, csrf=await auth.csrf(request), rooms=rooms(request, me), **values)
+    may_enter = [] if session and session.temporary else rooms(request, me)
+    html = render(request, template, me=me, csrf=await auth.csrf(request), rooms=may_enter, **values)
     return HTMLResponse(html, status)
 
 
@@ -73,8 +75,11 @@ def render(request: Request, template: str, /, **values: Any) -> str:
     """A template as text."""
     settings = auth.box(request).settings
     language = language_of(request)
-    about = {"school": settings.school, "path": request.scope["path"], "language": language}
+    about: dict[str, Any] = {"school": settings.school, "path": request.scope["path"], "language": language}
     about["direction"] = "rtl" if language in words.FROM_THE_RIGHT else "ltr"
+    session = getattr(request.state, "session", None)
+    chosen = session.preferences if session else {}
+    about |= {"text_size": chosen.get("text", "normal"), "spacing": chosen.get("spacing", "normal")}
     return _templates(language).get_template(template).render(**about, **values)
 
 
@@ -89,6 +94,11 @@ def day(seconds: float) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(seconds))
 
 
+def moment(seconds: float) -> str:
+    """UTC seconds since 1970 as the box's own date and time."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
 @cache
 def _templates(language: str) -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -100,7 +110,7 @@ def _templates(language: str) -> jinja2.Environment:
         extensions=["jinja2.ext.i18n"],
     )
     environment.install_gettext_translations(words.catalogue(language), newstyle=True)  # type: ignore[attr-defined]
-    environment.filters |= {"markdown": to_html, "day": day, "snippet": _snippet, "cited": _cited}
+    environment.filters |= {"markdown": to_html, "day": day, "moment": moment, "snippet": _snippet, "cited": _cited}
     environment.globals |= {"static": _static}
     return environment
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from appliance.errors import ApplianceError
+
 KEEP_ALIVE = 10.0
+# A cookie or key that was taken back must not go on reading: an indexed look-up for each open stream this often.
+LOOK_AGAIN = 2.0
 
 Result = TypeVar("Result")
 
@@ -31,11 +35,15 @@ def frame(data: Any, event: str = "", number: int | None = None) -> str:
 
 
 class EventStream(Response):
-    """An ASGI response that sends what `frames` yields, with a comment every ten seconds of silence."""
+    """An ASGI response that sends what `frames` yields, with a comment every ten seconds of silence.
 
-    def __init__(self, frames: AsyncGenerator[str, None]) -> None:
+    It ends as soon as `still` says that the reader may read no more.
+    """
+
+    def __init__(self, frames: AsyncGenerator[str, None], still: Callable[[], Awaitable[bool]] | None = None) -> None:
         super().__init__()
         self._frames = frames
+        self._still = still
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope
@@ -47,15 +55,18 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         pump = asyncio.create_task(self._pump(send))
         reader = asyncio.create_task(_gone(receive))
+        right = asyncio.create_task(_until_not(self._still))
         try:
-            await asyncio.wait({pump, reader}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({pump, reader, right}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            here = not reader.done()
             reader.cancel()
+            right.cancel()
             if not pump.done():
                 pump.cancel()
             with suppress(asyncio.CancelledError, OSError):
                 await pump
-        if not pump.cancelled():
+        if here or not pump.cancelled():
             with suppress(OSError):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -92,6 +103,19 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Re
                 one.cancel()
                 with suppress(asyncio.CancelledError):
                     await one
+
+
+async def _until_not(still: Callable[[], Awaitable[bool]] | None) -> None:
+    if still is None:
+        await asyncio.Event().wait()
+        return
+    good = True
+    while good:
+        await asyncio.sleep(LOOK_AGAIN)
+        try:
+            good = await still()
+        except ApplianceError:
+            continue  # a database that is busy for a moment says nothing about this reader
 
 
 async def _gone(receive: Receive) -> None:
