@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance import network
 from appliance.accounts import Accounts, People
+from appliance.accounts.directory import SECONDS, Directory
 from appliance.audit import Audit
 from appliance.chat import Chat
 from appliance.classes import Classes
@@ -59,7 +60,9 @@ class Appliance:
         self.library = Library(settings, self.database, self.engine.embed, EMBEDDER, rerank)
         self.quotes = Quotes(_no_search, self.engine.embed)
         self.pool = Pool(self.engine, self.quotes, self._active)
-        self.accounts = Accounts(self.database, settings)
+        dial = partial(network.dial, settings, timeout=SECONDS)
+        directory = Directory(settings, dial) if settings.ldap_url else None
+        self.accounts = Accounts(self.database, settings, directory, self.audit)
         self.people = People(self.database)
         self.classes = Classes(self.database)
         self.jobs = Jobs(self.database, settings)

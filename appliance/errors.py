@@ -107,6 +107,13 @@ class ModelUnavailable(ApplianceError):
     status = 503
 
 
+class Unreachable(ApplianceError):
+    """Another machine does not answer, or not as it should: a directory, a provider of sign-ins, a cluster."""
+
+    code = "unreachable"
+    status = 503
+
+
 class Unsupported(ApplianceError):
     """This back end cannot do that (a hosted model cannot score, an architecture has no exporter)."""
 

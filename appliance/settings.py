@@ -28,6 +28,9 @@ def default_home() -> Path:
     return INSTALLED_HOME if INSTALLED_HOME.is_dir() else CLONE / ".appliance"
 
 
+Role = Literal["pupil", "teacher", "safeguarding", "administrator"]
+
+
 class Settings(BaseSettings):
     """All settings, validated. Raise BadInput through `load()`; direct construction is for tests and wiring."""
 
@@ -73,6 +76,96 @@ class Settings(BaseSettings):
     gpu_window: str = Field("", description="Hours in which tuning may use a GPU, such as 20:00-06:00; empty is always.")
     disk_reserve_mb: int = Field(500, ge=0, description="Free space that tuning and adding documents leave alone.")
 
+    # --- sign-in by the school's directory, LDAP or Active Directory --------------------------------------------------
+    ldap_url: str = Field(
+        "", description="The school's directory: ldaps://ldap.school.example, or ldap:// (then made safe by StartTLS); "
+        "empty: none. The host must be allowed as well, see `appliance network allow`."
+    )  # fmt: skip
+    ldap_plain: bool = Field(
+        False, description="Send passwords to an ldap:// directory without encryption; only for one on this same machine."
+    )
+    ldap_ca_file: Path | None = Field(
+        None, description="File with the certificate authority that the directory's certificate is from; empty is the system's."
+    )
+    ldap_base: str = Field("", description="Where people and groups are looked for, such as dc=school,dc=example.")
+    ldap_bind_dn: str = Field("", description="The box's own account in the directory; empty looks people up as nobody.")
+    ldap_bind_password_file: Path | None = Field(
+        None, description="File with that account's password, for the appliance's user alone."
+    )
+    ldap_user_filter: str = Field(
+        "(&(objectClass=person)(uid={name}))",
+        description="How a person is found by the name that was typed; in Active Directory: "
+        "(&(objectCategory=person)(sAMAccountName={name})(!(userAccountControl:1.2.840.113556.1.4.803:=2))).",
+    )
+    ldap_name_attribute: str = Field(
+        "uid", description="Attribute with the name of the account; in Active Directory: sAMAccountName."
+    )
+    ldap_groups: dict[str, Role] = Field(
+        {}, description="The role of who is in a group, by the group's DN; the first that fits counts, such as "
+        '{ "cn=teachers,ou=groups,dc=school,dc=example" = "teacher" }.'
+    )  # fmt: skip
+    ldap_group_filter: str = Field(
+        "(|(member={dn})(uniqueMember={dn})(memberUid={name}))",
+        description="How the groups of a person are found, besides the attribute memberOf; for groups within groups in Active "
+        "Directory: (member:1.2.840.113556.1.4.1941:={dn}).",
+    )
+    ldap_role: Role | Literal[""] = Field(
+        "pupil", description="The role of who is in none of ldap_groups; empty lets nobody else in."
+    )
+    ldap_class_attribute: str = Field(
+        "", description="Attribute with the names of a person's classes, which they join where the box has them; empty: none."
+    )
+
+    # --- sign-in by OpenID Connect --------------------------------------------------------------------------------------
+    oidc_issuer: str = Field(
+        "", description="Who signs people in by OpenID Connect, such as https://login.school.example/realms/school; empty: "
+        "nobody. Its hosts must be allowed as well."
+    )  # fmt: skip
+    oidc_name: str = Field("", max_length=60, description="What the button calls it: Sign in with ...; empty is its host.")
+    oidc_client_id: str = Field("", description="The box's name there.")
+    oidc_client_secret_file: Path | None = Field(
+        None, description="File with the box's secret there, for the appliance's user alone; empty: it has none."
+    )
+    oidc_redirect: str = Field(
+        "", description="The box's own address, as it was registered there, such as "
+        "https://appliance.local/sign-in/oidc/callback."
+    )  # fmt: skip
+    oidc_scopes: str = Field("openid profile", description="What is asked for; openid is a part of it.")
+    oidc_ca_file: Path | None = Field(
+        None, description="File with the certificate authority of its certificate; empty is the system's."
+    )
+    oidc_name_claim: str = Field("preferred_username", description="Claim with the name of the account.")
+    oidc_role_claim: str = Field("", description="Claim that says what somebody is, such as groups or roles; empty: none.")
+    oidc_roles: dict[str, Role] = Field(
+        {}, description='The role that goes with a value of that claim, the first that fits; such as { Staff = "teacher" }.'
+    )  # fmt: skip
+    oidc_role: Role | Literal[""] = Field(
+        "pupil", description="The role of who has none of these values; empty lets nobody else in."
+    )
+
+    @field_validator("ldap_url")
+    @classmethod
+    def _directory(cls, value: str) -> str:
+        if value and not re.fullmatch(r"ldaps?://(\[[0-9a-fA-F:.]+\]|[^\s/:@?#\[\]]+)(:[0-9]{1,5})?/?", value):
+            raise ValueError("write it as ldaps://HOST or ldaps://HOST:PORT")
+        return value
+
+    @field_validator("ldap_user_filter")
+    @classmethod
+    def _filter(cls, value: str) -> str:
+        if "{name}" not in value or not value.startswith("(") or not value.endswith(")"):
+            raise ValueError("write it in brackets and with {name} where the name belongs")
+        return value
+
+    @field_validator("oidc_issuer", "oidc_redirect")
+    @classmethod
+    def _https(cls, value: str) -> str:
+        """Without encryption only on this same machine, where there is no line to listen on."""
+        here = r"http://(127\.0\.0\.1|\[::1\]|localhost)(:[0-9]{1,5})?(/[^\s?#]*)?"
+        if value and not re.fullmatch(rf"https://[^\s/@?#]+(/[^\s?#]*)?|{here}", value):
+            raise ValueError("write it as https://HOST/PATH")
+        return value
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -112,6 +205,16 @@ class Settings(BaseSettings):
     def run(self) -> Path:
         """Sockets and locks: nothing here matters after a reboot."""
         return self.home / "run"
+
+    @property
+    def egress_socket(self) -> Path:
+        """The one way out of the box, where somebody listens."""
+        return self.run / "egress.sock"
+
+    @property
+    def network(self) -> Path:
+        """The hosts outside that the administrator allowed."""
+        return self.home / "network.json"
 
     @property
     def engine_socket(self) -> Path:

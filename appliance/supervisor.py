@@ -20,15 +20,24 @@ from appliance.errors import ApplianceError, BadInput, Conflict
 # A process that ran this long was healthy: its next death is news, not part of a crash loop.
 HEALTHY_SECONDS = 30.0
 LONGEST_DELAY = 30.0
+LOOK_SECONDS = 0.5
 
 
-async def supervise(commands: Mapping[str, Sequence[str]], say: Callable[[str], None]) -> None:
-    """Run all commands until SIGINT or SIGTERM; one that ends is started again, sooner at first, at most every 30 s."""
+async def supervise(
+    commands: Mapping[str, Sequence[str]],
+    say: Callable[[str], None],
+    only_while: Mapping[str, Callable[[], bool]] | None = None,
+) -> None:
+    """Run all commands until SIGINT or SIGTERM; one that ends is started again, sooner at first, at most every 30 s.
+
+    only_while: for a command that is not always wanted, whether it is; asked before each start.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    keepers = [asyncio.create_task(_keep(name, command, say)) for name, command in commands.items()]
+    wanted = only_while or {}
+    keepers = [asyncio.create_task(_keep(name, one, say, wanted.get(name))) for name, one in commands.items()]
     await stop.wait()
     say("Stopping.")
     for keeper in keepers:
@@ -36,9 +45,11 @@ async def supervise(commands: Mapping[str, Sequence[str]], say: Callable[[str], 
     await asyncio.gather(*keepers, return_exceptions=True)
 
 
-async def _keep(name: str, command: Sequence[str], say: Callable[[str], None]) -> None:
+async def _keep(name: str, command: Sequence[str], say: Callable[[str], None], wanted: Callable[[], bool] | None) -> None:
     delay = 0.5
     while True:
+        while wanted is not None and not wanted():
+            await asyncio.sleep(LOOK_SECONDS)
         began = time.monotonic()
         try:
             # A session of its own: Ctrl-C reaches us alone, and we end the children in order.
@@ -54,6 +65,8 @@ async def _keep(name: str, command: Sequence[str], say: Callable[[str], None]) -
             await end(child)
         if time.monotonic() - began > HEALTHY_SECONDS:
             delay = 0.5
+        if wanted is not None and not wanted():
+            continue  # it ended because it was no longer wanted, and has said so
         say(f"The {name} process ended ({_why(code)}); starting it again in {delay:g} s.")
         await asyncio.sleep(delay)
         delay = min(delay * 2, LONGEST_DELAY)

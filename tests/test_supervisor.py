@@ -79,6 +79,26 @@ def test_no_process_outlives_its_supervisor(tmp_path: Path, number: signal.Signa
         time.sleep(0.05)
 
 
+def test_a_process_that_is_wanted_only_at_times_runs_only_then(tmp_path: Path) -> None:
+    file, flag = tmp_path / "pids", tmp_path / "wanted"
+    program = PROGRAM.replace("print))", "print, {'second': __import__('pathlib').Path(sys.argv[2]).exists}))")
+    supervisor = subprocess.Popen([sys.executable, "-c", program, str(file), str(flag)], stdout=subprocess.PIPE, text=True)
+    try:
+        first = wait_for(file, 1)
+        flag.touch()
+        second = wait_for(file, 2)[1]
+        flag.unlink()
+        os.kill(second, signal.SIGTERM)
+        os.kill(first[0], signal.SIGKILL)
+        assert alive(wait_for(file, 3)[2]), "the other one came back, this one is not wanted"
+        flag.touch()
+        wait_for(file, 4)
+    finally:
+        supervisor.terminate()
+        said = supervisor.communicate(timeout=30)[0]
+    assert "The first process ended" in said and "The second process ended" not in said
+
+
 def test_an_address_that_is_not_this_machines() -> None:
     with pytest.raises(BadInput, match=r"203\.0\.113\.9"):
         check_port("203.0.113.9", 8080)

@@ -15,7 +15,10 @@ from appliance.cli import group
 
 UNITS = Path(__file__).resolve().parents[1] / "systemd"
 # systemd's exposure level, 0 (nothing allowed) to 10: the web process has a LAN port, the engine has no network at all.
-LIMITS = {"appliance-web": 1.5, "appliance-engine": 0.8, "appliance-worker": 1.2, "appliance-retrain": 1.2}
+LIMITS = {
+    "appliance-web": 1.5, "appliance-engine": 0.8, "appliance-worker": 1.2, "appliance-retrain": 1.2,
+    "appliance-egress": 1.5,
+}  # fmt: skip
 
 
 def test_every_unit_has_a_limit() -> None:
@@ -54,3 +57,14 @@ def test_the_engine_has_no_network_and_the_web_process_only_the_lan() -> None:
     assert "PrivateNetwork=yes" in engine and "RestrictAddressFamilies=AF_UNIX\n" in engine
     assert "IPAddressDeny=any" in web and "MemoryDenyWriteExecute=yes" in web
     assert "LimitNOFILE=8192" in web, "everybody who reads an answer holds two sockets"
+
+
+def test_the_way_out_sees_nothing_of_the_box_and_stays_ended_while_nothing_is_allowed() -> None:
+    unit = (UNITS / "appliance-egress.service").read_text("utf-8")
+    hidden = " ".join(re.findall(r"^InaccessiblePaths=(.+)$", unit, re.M))
+    for name in ("appliance.sqlite3", "documents", "index", "models", "runs", "jobs"):
+        assert f"-/var/lib/appliance/{name}" in hidden.split()
+    assert "ReadWritePaths=/var/lib/appliance/run\n" in unit
+    assert "SuccessExitStatus=3" in unit and "Restart=on-failure" in unit, "exit code 3 is the policy's: no crash loop"
+    for name in ("web", "engine", "worker", "retrain"):
+        assert "appliance-egress" not in (UNITS / f"appliance-{name}.service").read_text("utf-8"), "only a person starts it"

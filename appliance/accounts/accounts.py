@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from appliance.accounts.credentials import (
 from appliance.accounts.policy import ADMINISTRATOR, LOCAL, OF_A_CLASS, OWN, SCOPES, TEACHER, User, may
 from appliance.accounts.second_step import SecondStep
 from appliance.accounts.sessions import STEP, STEP_SECONDS, SignedIn, alive, end_sessions, open_session, sessions_of
+from appliance.accounts.vouched import Vouched, admit
 from appliance.errors import BadInput, Conflict, Forbidden, NotFound, NotSignedIn
 from appliance.tables import (
     classes,
@@ -46,6 +47,7 @@ from appliance.tables import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from appliance.audit import Audit
     from appliance.db import Database
     from appliance.settings import Settings
 
@@ -84,9 +86,18 @@ class Key:
 class Accounts:
     """Who is asking, and may they. `second_step` and `class_codes` are two more ways of a sign-in."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        directory: Callable[[str, str], Vouched | None] | None = None,
+        audit: Audit | None = None,
+    ) -> None:
+        """directory: who has this name and this password, in the school's directory. audit: is told whom it brought."""
         self._database = database
         self._settings = settings
+        self._directory = directory
+        self._audit = audit
         self._passwords = Passwords()
         self.second_step = SecondStep(database, settings)
         self.class_codes = ClassCodes(database)
@@ -203,7 +214,8 @@ class Accounts:
 
         Where the person has a second step, `session` does not know the token: it is for `second_step.finish`. Raises
         NotSignedIn in the same words and the same time whether the name or the password was wrong, and Busy after ten failures
-        for one name from one source, for longer each time.
+        for one name from one source, for longer each time. Who is not of this box, or of the school's directory, is looked for
+        there; where it cannot be asked, Unreachable.
         """
         if len(name) > LONGEST_SECRET or len(password) > LONGEST_SECRET:
             raise NotSignedIn("The name or the password is not right.", "Check both, then try again.")
@@ -213,11 +225,34 @@ class Accounts:
         with self._database.read() as connection:
             row = connection.execute(_named(name).where(users.c.role != LOCAL, ~users.c.disabled)).first()
         typed = as_code(password) if row is not None and row.temporary else password
-        if not self._passwords.fits(row.password_hash if row else None, typed) or row is None:
+        fits = self._passwords.fits(row.password_hash if row else None, typed)
+        if not fits and (row is None or row.source == "ldap"):
+            row = self._by_directory(name, password)
+        elif not fits:
+            row = None
+        if row is None:
             raise NotSignedIn("The name or the password is not right.", "Check both, then try again.")
         with self._database.begin() as connection:
             forgive(connection, attempt)
             return self._begin(connection, row, about), as_user(connection, row)
+
+    def _by_directory(self, name: str, password: str) -> Any:
+        """The row of somebody whom the school's directory knows by this password, or None. Raises what the directory does."""
+        vouched = self._directory(name, password) if self._directory is not None else None
+        admitted = self.admit(vouched) if vouched is not None else None
+        if admitted is None:
+            return None
+        with self._database.read() as connection:
+            return connection.execute(sa.select(users).where(users.c.id == admitted)).first()
+
+    def admit(self, vouched: Vouched) -> str | None:
+        """The id of somebody for whom another system vouches; None where the account is disabled here. Raises Conflict."""
+        admitted = admit(self._database, vouched)
+        if admitted is None:
+            return None
+        if admitted.changed and self._audit is not None:
+            self._audit.note("admit", f"person {admitted.id}", admitted.changed, actor=admitted.id)
+        return admitted.id
 
     def begin(self, id: str, about: str = "") -> str:
         """The token of a new session for a person whom another proof than the password has shown. Raises NotSignedIn."""

@@ -1,4 +1,4 @@
-"""`appliance serve`, `web`, `engine`: start the processes."""
+"""`appliance serve`, `web`, `engine`, `egress`: start the processes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import os
 import signal
 import socket as socketlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from appliance.cli.output import Output, command
-from appliance.errors import ApplianceError, BadInput, Conflict
+from appliance.errors import ApplianceError, BadInput, Conflict, Forbidden
 from appliance.settings import Settings
 
 PORT = click.IntRange(1, 65535)
@@ -28,8 +28,12 @@ PORT = click.IntRange(1, 65535)
 @click.option("--port", default=None, type=PORT, help="Port to listen on.")
 @command
 async def serve(out: Output, host: str | None, port: int | None) -> int:
-    """Run the engine, the pages and the worker, and start one again that dies. Ctrl-C ends all."""
+    """Run the engine, the pages and the worker, and start one again that dies. Ctrl-C ends all.
+
+    The process that reaches hosts outside runs only while one is allowed.
+    """
     from appliance.app import Appliance
+    from appliance.network import Policy
     from appliance.supervisor import check_port, supervise
 
     settings = _with(out.settings, host, port)
@@ -45,6 +49,7 @@ async def serve(out: Output, host: str | None, port: int | None) -> int:
             "engine": [*base, "engine", "--with-parent"],
             "web": [*base, "web", "--with-parent", "--host", settings.host, "--port", str(settings.port)],
             "worker": [*base, "worker", "--with-parent"],
+            "egress": [*base, "egress", "--with-parent"],
         }
         out.say(f"Open {' or '.join(_addresses(settings))} in a browser.")
         _say_code(out, code)
@@ -52,7 +57,7 @@ async def serve(out: Output, host: str | None, port: int | None) -> int:
         if settings.backend == "fake":
             title = "nobody. This is a load test: the setting backend is fake, and questions come back in capitals"
         out.say(f"Answers come from: {title}. Ctrl-C stops everything.")
-        await supervise(commands, out.note)
+        await supervise(commands, out.note, {"egress": Policy(settings.network).open})
     return 0
 
 
@@ -131,6 +136,54 @@ async def engine(out: Output, with_parent: bool) -> int:
         socket.unlink(missing_ok=True)
     await appliance.close()
     return 0
+
+
+@click.command()
+@click.option("--with-parent", is_flag=True, hidden=True, help="End when the process that started this one does.")
+@command
+async def egress(out: Output, with_parent: bool) -> int:
+    """The one process with a network: forwards to the allowed hosts, and ends where there is none."""
+    from appliance.egress import Egress
+    from appliance.network import Policy
+    from appliance.supervisor import end_with_parent
+
+    settings, policy = out.settings, Policy(out.settings.network)
+    shut = Forbidden(
+        "The box is air-gapped: no host is allowed, so nothing is forwarded.", "Allow one: `appliance network allow HOST:PORT`."
+    )
+    if not policy.allowed():
+        raise shut
+    if with_parent:
+        end_with_parent()
+    with _only_one(settings, "egress"):
+        path = settings.egress_socket
+        path.unlink(missing_ok=True)  # left by a killed process: the lock says that none is alive
+        try:
+            with _private_listener(path) as listener:
+                out.note(f"Forwarding to {', '.join(str(host) for host in sorted(policy.allowed()))}.")
+                stopped = await _unless_told_to_stop(Egress(policy, out.note).serve(listener))
+        finally:
+            path.unlink(missing_ok=True)
+    if not stopped:
+        raise shut
+    return 0
+
+
+async def _unless_told_to_stop(work: Coroutine[Any, Any, None]) -> bool:
+    """Run something until it ends, or until SIGTERM or SIGINT: then whether it was those."""
+    task, stop = asyncio.create_task(work), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    told = asyncio.create_task(stop.wait())
+    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if task.done():
+        await task
+        return False
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return True
 
 
 def _fitting(settings: Settings, memory: int) -> str:
