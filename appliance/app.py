@@ -29,11 +29,13 @@ from appliance.engine.pool import Active, Pool
 from appliance.engine.quotes import Quotes
 from appliance.engine.serving_choice import Choice, Chosen
 from appliance.errors import ApplianceError, BadInput, GateNotPassed, ModelUnavailable, NotFound, from_os_error
+from appliance.feedback import Feedback
 from appliance.jobs import held
 from appliance.knowledge.library import Library
 from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
 from appliance.supervisor import end
+from appliance.tuning.giving import Giving
 
 if TYPE_CHECKING:
     from appliance.engine.handler import Handler, Source
@@ -61,6 +63,10 @@ class Appliance:
         self.people = People(self.database)
         self.classes = Classes(self.database)
         self.chat = Chat(self.database, self.library, self.pool, self.accounts, settings, self._is_starter)
+        giving = Giving(self.database)
+        self.feedback = Feedback(
+            self.database, self.chat.conversations, self.accounts, self.audit, giving.keep, giving.take_back
+        )
 
     @classmethod
     def open(cls, settings: Settings) -> Appliance:

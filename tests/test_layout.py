@@ -17,10 +17,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "appliance"
 GROUND = ["errors", "files", "settings", "tables", "db", "audit", "redact", "network"]
 NOUNS = ["accounts", "classes", "safety", "fence", "prompts", "engine", "knowledge", "registry", "jobs"]
 WORK = [
+    "branches",
     "conversations",
     "citations",
     "coverage",
     "running",
+    "answering",
+    "feedback",
+    "finding",
     "chat",
     "practice",
     "tuning",
@@ -34,7 +38,13 @@ DOORS = ["web", "cli"]
 # Within a row, the pairs that may import each other in this direction.
 WITHIN = {
     ("prompts", "fence"),
+    ("conversations", "branches"),
     ("chat", "conversations"),
+    ("chat", "answering"),
+    ("answering", "conversations"),
+    ("answering", "running"),
+    ("feedback", "conversations"),
+    ("finding", "conversations"),
     ("chat", "citations"),
     ("chat", "coverage"),
     ("chat", "running"),

@@ -92,11 +92,14 @@ async def person(request: Request) -> User:
     return found.user
 
 
-async def form(request: Request) -> FormData:
-    """The form of a request that changes something. Raises Forbidden unless it carries this session's token."""
+async def form(request: Request, largest: int = 256 * 1024) -> FormData:
+    """The form of a request that changes something. Raises Forbidden unless it carries this session's token.
+
+    largest: bytes of one field.
+    """
     found = await session(request)
     expected = found.csrf if found else request.cookies.get(_cookie(request, "visitor"), "")
-    data = await request.form(max_files=0, max_fields=20, max_part_size=256 * 1024)
+    data = await request.form(max_files=0, max_fields=20, max_part_size=largest)
     given = request.headers.get("x-csrf-token") or data.get("csrf") or ""
     if not expected or not isinstance(given, str) or not hmac.compare_digest(given.encode(), expected.encode()):
         raise Forbidden("This form is too old or did not come from this page.", "Load the page again, then send it once more.")

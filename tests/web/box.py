@@ -23,8 +23,10 @@ from appliance.db import Database
 from appliance.engine.handler import Chunk, Message, Request, Usage
 from appliance.engine.pool import Serving
 from appliance.errors import ModelUnavailable, NotFound
+from appliance.feedback import Feedback
 from appliance.knowledge.library import Document, Found, Passage, Within
 from appliance.settings import Settings
+from appliance.tuning.giving import Giving
 
 LEAVES = (
     "Chlorophyll is the green pigment in the leaves of plants. It takes in red and blue light and reflects green light, "
@@ -154,9 +156,11 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     starter_of = getattr(pool, "starter_of", None)
     chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of)  # type: ignore[arg-type]
     registry = SimpleNamespace(list=list)
+    audit, giving = Audit(database), Giving(database)
+    feedback = Feedback(database, chat.conversations, accounts, audit, giving.keep, giving.take_back)
     return SimpleNamespace(
         settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry,
-        people=People(database), classes=Classes(database), audit=Audit(database),
+        people=People(database), classes=Classes(database), audit=audit, feedback=feedback,
     )  # fmt: skip
 
 
