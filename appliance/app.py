@@ -32,11 +32,13 @@ from appliance.engine.pool import Active, Pool
 from appliance.engine.quotes import Quotes
 from appliance.engine.serving_choice import Choice, Chosen
 from appliance.errors import ApplianceError, BadInput, Conflict, GateNotPassed, ModelUnavailable, NotFound, from_os_error
+from appliance.feedback import Feedback
 from appliance.jobs import Jobs, held
 from appliance.knowledge.library import Library
 from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
 from appliance.supervisor import end
+from appliance.tuning.giving import Giving
 
 if TYPE_CHECKING:
     from appliance.engine.handler import Handler, Source
@@ -67,6 +69,10 @@ class Appliance:
         self.classes = Classes(self.database)
         self.jobs = Jobs(self.database, settings)
         self.chat = Chat(self.database, self.library, self.pool, self.accounts, settings, self._is_starter)
+        giving = Giving(self.database)
+        self.feedback = Feedback(
+            self.database, self.chat.conversations, self.accounts, self.audit, giving.keep, giving.take_back
+        )
 
     @classmethod
     def open(cls, settings: Settings) -> Appliance:

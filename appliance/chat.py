@@ -1,17 +1,16 @@
 """The one road from a person to a model: find passages, build the prompt, stream the answer, keep every turn.
 
-`complete` is the only caller of the pool; pages go through `start` and `follow`, which store the question before anything
-else happens and let an answer run on when its reader reloads. Hides the token budget, which marks point at a passage, and
+`complete` is the only caller of the pool; pages go through `start`, which stores the question before anything else happens, and
+`follow`; what becomes of an answer under way is `answering`'s. Hides the token budget, which marks point at a passage, and
 what leads while only a starter model serves. It renders no HTML, knows no HTTP, and never logs what people write.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,18 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from appliance import prompts
 from appliance.accounts import PUPIL
+from appliance.answering import Answers
 from appliance.citations import Citations
-from appliance.conversations import Conversations, Turn
+from appliance.conversations import Conversations, Turn, talk
 from appliance.coverage import Sources, shorten
 from appliance.engine.handler import Message, Request
-from appliance.errors import ApplianceError, BadInput, Busy, Conflict, ModelUnavailable, TooLarge, where
+from appliance.errors import BadInput, ModelUnavailable, TooLarge
 from appliance.fence import Fence, secret_of
 from appliance.knowledge import suspicion
 from appliance.knowledge.follow_ups import to_search
 from appliance.knowledge.shelves import Filter
 from appliance.lessons import Lesson, Lessons
 from appliance.quotas import Quotas
-from appliance.running import Event, Kept, Run, failure, summary
+from appliance.running import Event
 
 if TYPE_CHECKING:
     from appliance.accounts import Accounts, User
@@ -39,11 +39,8 @@ if TYPE_CHECKING:
     from appliance.knowledge.library import Library, Passage
     from appliance.settings import Settings
 
-log = logging.getLogger(__name__)
-
 LONGEST_QUESTION = 20_000
-ANSWERS_AT_ONCE = 4
-SAVE_EVERY = 1.0
+ANOTHER_TEMPERATURE = 0.7
 # A starter that answers greedily falls into loops; a few words of it are enough to see that it runs.
 STARTER_TOKENS = 80
 STARTER_PENALTY = 1.2
@@ -77,7 +74,10 @@ class Chat:
         self.lessons = Lessons(database)
         self.quotas = Quotas(database)
         self._fence: Fence | None = None
-        self._runs: dict[str, Run] = {}
+        # What happens to an answer once it is begun. `recover` before the first page, `close` at the end.
+        answers = self._answers = Answers(self.conversations, accounts)
+        self.follow, self.stop, self.leave, self.delete = answers.follow, answers.stop, answers.leave, answers.delete
+        self.answering, self.close = answers.answering, answers.close
 
     # --- one answer, not stored --------------------------------------------------------------------------------------
     async def complete(
@@ -307,35 +307,47 @@ class Chat:
         question: str,
         *,
         conversation: str | None = None,
+        shown: str = "",
+        edits: str = "",
         class_id: str = "",
-        model: str = "default",
         **options: Any,
     ) -> Event:
         """Store the question, start the answer in the background, and say where they are: an event of kind "turn".
 
-        Once this returns the question is on disk. `class_id`: for which class it is asked, of several. `options`: collections,
+        Once this returns the question is on disk. It follows `shown`, the last turn that its writer saw; `edits` is the one
+        beside which it begins a branch. `class_id`: for which class it is asked, of several. `options`: model, collections,
         subject, grade, module. Raises BadInput, TooLarge, NotFound (another's conversation), Conflict (its last answer is not
         finished), Closed, UsedUp, Busy.
         """
         self._accounts.require(user, "ask", "chat")
         question = clean_question(question)
-        running = [run for run in self._runs.values() if not run.finished]
-        if conversation is not None and any(run.ids["conversation"] == conversation for run in running):
-            raise Conflict("The last answer in this chat is not finished.", "Wait for it, or press Stop.")
-        if sum(run.user == user.id for run in running) >= ANSWERS_AT_ONCE:
-            raise Busy("You have several answers under way.", "Wait until one of them is finished.")
+        await self._answers.room_for(user, conversation)
         lesson = await self.admit(user, conversation, class_id)
-        ids, earlier = await asyncio.to_thread(self.conversations.add_question, user, question, conversation)
+        add = self.conversations.add_question
+        ids, earlier = await asyncio.to_thread(add, user, question, conversation, shown, edits)
         if conversation is None and lesson.class_id:
             await asyncio.to_thread(self.lessons.begin, ids["conversation"], lesson)
-        run = Run(ids, user.id)
-        self._runs[ids["turn"]] = run
-        run.emit(Event("turn", ids))
-        messages = [*_history(earlier), Message("user", question)]
-        run.task = asyncio.create_task(self._answer(run, user, messages, model=model, lesson=lesson, **options))
-        run.left()  # nobody reads yet
-        await asyncio.sleep(0)  # a task that is cancelled before its first step could not even store that it was
-        return Event("turn", ids)
+        return await self._begin(user, ids, [*_history(earlier), Message("user", question)], lesson=lesson, **options)
+
+    async def again(self, user: User, turn: str, **options: Any) -> Event:
+        """Another answer beside the answer `turn`: as `start`, without a new question. Raises what `start` does."""
+        self._accounts.require(user, "ask", "chat")
+        before = await asyncio.to_thread(self.conversations.turn, user, turn)
+        await self._answers.room_for(user, before.conversation)
+        lesson = await self.admit(user, before.conversation)
+        ids, earlier = await asyncio.to_thread(self.conversations.add_answer, user, turn)
+        if before.state == "done":
+            options = {"temperature": ANOTHER_TEMPERATURE} | options  # the same road would lead to the same words
+        messages = [*_history(earlier), Message("user", earlier[-1].text)]
+        return await self._begin(user, ids, messages, lesson=lesson, **options)
+
+    async def _begin(self, user: User, ids: dict[str, str], messages: list[Message], **options: Any) -> Event:
+        return await self._answers.begin(user, ids, self.complete(user, messages, **options))
+
+    async def recover(self) -> None:
+        """After a crash: answers that nobody is writing any more are failed, with what they had."""
+        await asyncio.to_thread(self.quotas.forget_old)
+        await self._answers.recover()
 
     async def answer(self, user: User, question: str, **options: Any) -> AsyncGenerator[Event, None]:
         """`start`, then `follow`."""
@@ -343,103 +355,6 @@ class Chat:
         async with aclosing(self.follow(user, asked.data["turn"])) as events:
             async for event in events:
                 yield event
-
-    async def follow(self, user: User, turn: str, after: int = 0) -> AsyncGenerator[Event, None]:
-        """The events of an answer from number `after` on, live or, once it is finished, as a summary without deltas.
-
-        Raises NotFound where it is not the user's. A reader who leaves gives the answer 20 more seconds.
-        """
-        run = self._runs.get(turn)
-        self._accounts.require(user, "read", "conversation", owner=run.user if run else user.id)
-        if run is None:
-            for event in summary(await asyncio.to_thread(self.conversations.turn, user, turn)):
-                yield event
-            return
-        run.came()
-        try:
-            while True:
-                changed = run.changed
-                while after < len(run.events):
-                    yield run.events[after]
-                    after += 1
-                if run.finished:
-                    return
-                await changed.wait()
-        finally:
-            run.left()
-
-    async def stop(self, user: User, turn: str) -> None:
-        """End an answer now; what was written so far is kept. Does nothing to a finished one. Raises NotFound."""
-        run = self._runs.get(turn)
-        if run is None:
-            await asyncio.to_thread(self.conversations.turn, user, turn)
-            return
-        self._accounts.require(user, "change", "conversation", owner=run.user)
-        run.cancel()
-        while not run.finished:
-            await run.changed.wait()
-
-    async def leave(self, user: User) -> None:
-        """End every answer that a person has under way: they have signed out. What was written so far is kept."""
-        for turn in [turn for turn, run in self._runs.items() if run.user == user.id]:
-            await self.stop(user, turn)
-
-    async def delete(self, user: User, conversation: str) -> None:
-        """Stop what is being written in it, then delete it with all its turns. Raises NotFound."""
-        _, stored = await asyncio.to_thread(self.conversations.load, user, conversation)
-        for turn in stored:
-            if turn.id in self._runs:
-                await self.stop(user, turn.id)
-        await asyncio.to_thread(self.conversations.delete, user, conversation)
-
-    def answering(self, users: Collection[str]) -> int:
-        """How many answers these people (by id) wait for or read as they are written."""
-        return sum(run.user in users and not run.finished for run in self._runs.values())
-
-    async def recover(self) -> None:
-        """After a crash: answers that nobody is writing any more are failed, with what they had."""
-        await asyncio.to_thread(self.quotas.forget_old)
-        await asyncio.to_thread(self.conversations.fail_unfinished, list(self._runs))
-
-    async def close(self) -> None:
-        """Stop and store every answer under way."""
-        tasks = [run.task for run in self._runs.values() if run.task is not None]
-        for run in list(self._runs.values()):
-            run.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _answer(self, run: Run, user: User, messages: list[Message], **options: Any) -> None:
-        """Drive one answer to its end and write it down, whatever happens."""
-        kept = Kept()
-        end = Event(
-            "error", {"message": "The answer stopped because of a fault in the box.", "hint": "Ask again.", "code": "failed"}
-        )
-        saved = time.monotonic()
-        try:
-            async with aclosing(self.complete(user, messages, **options)) as events:
-                async for event in events:
-                    kept.take(event)
-                    if event.kind == "done":
-                        end = event
-                        break
-                    if event.kind != "text" or time.monotonic() - saved >= SAVE_EVERY:
-                        await asyncio.to_thread(self.conversations.save_answer, run.ids["turn"], kept.columns("streaming"))
-                        saved = time.monotonic()
-                    run.emit(event)
-        except asyncio.CancelledError:
-            end = Event("done", {**kept.done(), "state": "stopped"})
-        except ApplianceError as error:
-            end = failure(error)
-        except Exception as error:  # noqa: BLE001 - the turn must not stay "streaming" for ever
-            log.error("answer failed: %s", where(error))
-        run.ending = True
-        try:
-            columns = kept.columns(end.data.get("state", "failed"), end.data.get("message", ""), end.data.get("hint", ""))
-            await asyncio.to_thread(self.conversations.save_answer, run.ids["turn"], columns)
-        except ApplianceError as error:
-            end = failure(error)
-        run.emit(end, last=True)
-        self._runs.pop(run.ids["turn"], None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,10 +395,6 @@ def _split(messages: Sequence[Message]) -> tuple[str, list[Message], str]:
     return clean_question(talk[-1].content), talk[:-1], instructions
 
 
-def _history(earlier: Sequence[Turn]) -> list[Message]:
-    """Questions with their answers; an answer that never came takes its question with it. Quotes stand for a starter's."""
-    messages: list[Message] = []
-    for question, reply in zip(earlier[::2], earlier[1::2], strict=False):
-        if text := reply.facts.get("lead") or reply.text:
-            messages += [Message("user", question.text), Message("assistant", text)]
-    return messages
+def _history(path: Sequence[Turn]) -> list[Message]:
+    """What was said before, on the branch that is asked on; see `conversations.talk`."""
+    return [Message("user" if role == "user" else "assistant", text) for role, text in talk(path)]

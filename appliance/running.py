@@ -1,6 +1,6 @@
 """An answer under way: its events so far, who reads them, how long it may go on unread, and what of it is written down.
 
-`chat` drives it; this holds no policy but one: a reader who leaves (a reload, lost Wi-Fi) has twenty seconds to come back.
+`answering` drives it; this holds no policy but one: a reader who leaves (a reload, lost Wi-Fi) has twenty seconds to come back.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Event:
 
     kind, and what `data` holds: "turn" (conversation, question, turn); "queue" (place, wait in seconds); "sources" (covered:
     None where no document was asked, lexical_only, passages, nearest; model and handler to answer); "notice" (message);
-    "quotes" (text: Markdown that leads while a starter serves); "text" (delta); "done" (state, text, lead, model, handler,
-    starter, covered, finish, tokens, seconds); "error" (message, hint, code).
+    "quotes" (text: Markdown that leads while a starter serves); "text" (delta); "saving" (the disk takes long); "done" (state,
+    text, lead, model, handler, starter, covered, finish, tokens, seconds); "error" (message, hint, code).
     """
 
     kind: str
@@ -32,14 +32,23 @@ class Event:
 
 
 class Run:
-    """An answer under way: its events so far, who reads, and how long it may go on unread."""
+    """An answer under way: its events so far, who reads, and how long it may go on unread.
+
+    why: what ended it early: "stopped" by its reader, "left" by all of them, "closing" of the box. unsaved: what its row shall
+    hold and could not be written yet.
+    """
 
     def __init__(self, ids: dict[str, str], user: str) -> None:
         self.ids = ids
         self.user = user
         self.events: list[Event] = []
+        self.kept = Kept()
         self.finished = False
         self.ending = False
+        self.why = ""
+        self.saved = 0.0
+        self.saving: asyncio.Task[None] | None = None
+        self.unsaved: dict[str, Any] | None = None
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self._readers = 0
@@ -61,13 +70,22 @@ class Run:
     def left(self) -> None:
         self._readers = max(0, self._readers - 1)
         if not self._readers and not self.finished:
-            self._timer = asyncio.get_running_loop().call_later(GRACE, self.cancel)
+            self._timer = asyncio.get_running_loop().call_later(GRACE, self.cancel, "left")
 
-    def cancel(self) -> None:
+    def cancel(self, why: str) -> None:
         """Once: a second cancellation would hit the saving of what the first one left."""
         if self.task is not None and not self.ending:
-            self.ending = True
+            self.ending, self.why = True, why
             self.task.cancel()
+
+    def row(self) -> dict[str, Any]:
+        """What its row holds as soon as the disk takes it; one that could not be saved yet says so."""
+        if self.unsaved is None or not self.finished:
+            return self.kept.columns("streaming")
+        told = self.events[-1].data
+        return self.unsaved | {
+            "state": "failed", "facts": self.unsaved["facts"] | {"error": told["message"], "hint": told["hint"]},
+        }  # fmt: skip
 
 
 @dataclass
@@ -100,13 +118,13 @@ class Kept:
             "starter": bool(self.lead), "covered": self.sources.get("covered"), "tokens": {}, "seconds": None, **self.end,
         }  # fmt: skip
 
-    def columns(self, state: str, error: str = "", hint: str = "") -> dict[str, Any]:
+    def columns(self, state: str, error: str = "", hint: str = "", why: str = "") -> dict[str, Any]:
         """The values of the row in `turns`; what has no column of its own stands beside the token counts."""
         done = self.done()
         facts = {
             **done["tokens"], "lead": done["lead"], "starter": done["starter"], "finish": done["finish"], "notice": self.notice,
             "nearest": self.sources.get("nearest", []), "lexical_only": self.sources.get("lexical_only", False),
-            "error": error, "hint": hint,
+            "error": error, "hint": hint, "why": why,
         }  # fmt: skip
         return {
             **{key: done[key] for key in ("text", "model", "handler", "covered", "seconds")},

@@ -11,21 +11,9 @@ import secrets
 import unicodedata
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    Boolean,
-    Column,
-    Float,
-    ForeignKey,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-)
+from sqlalchemy import (  # isort: skip
+    JSON, Boolean, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text, UniqueConstraint,
+)  # fmt: skip
 
 metadata = MetaData()
 
@@ -329,6 +317,7 @@ conversations = Table(
     Column("folder", String, nullable=False, default=""),
     Column("leaf", String, nullable=False, default=""),  # the last turn of the branch that is shown; "": the newest turn
     Column("class_id", String, nullable=False, default=""),  # for which lesson it was begun
+    Column("deleted", Float, index=True),  # when; it can be brought back for a while, then it goes for good
 )
 
 # One question or one answer. `state` of an answer: streaming, done, stopped, failed; of either: blocked, where it was judged
@@ -360,7 +349,8 @@ feedback = Table(
     Column("turn", String, ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True),
     Column("user", String, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, index=True),
     Column("rating", String, nullable=False, default=""),  # up, down
-    Column("reason", String, nullable=False, default=""),
+    Column("reason", String, nullable=False, default=""),  # one of a few
+    Column("words", String, nullable=False, default=""),  # and what they say of it themselves
     Column("better", Text, nullable=False, default=""),
     Column("consent", Boolean, nullable=False, default=False),
     Column("example", String, nullable=False, default=""),  # the row of `examples` that was made of it

@@ -18,6 +18,7 @@ GROUND = ["errors", "files", "settings", "tables", "db", "audit", "redact", "tun
 NOUNS = ["accounts", "classes", "safety", "fence", "teaching", "prompts", "engine", "knowledge", "registry", "jobs"]
 WORK = [
     "enrolment",
+    "branches",
     "conversations",
     "citations",
     "coverage",
@@ -25,6 +26,9 @@ WORK = [
     "lessons",
     "quotas",
     "year_end",
+    "answering",
+    "feedback",
+    "finding",
     "chat",
     "practice",
     "tuning",
@@ -38,7 +42,13 @@ DOORS = ["web", "cli"]
 # Within a row, the pairs that may import each other in this direction.
 WITHIN = {
     ("prompts", "fence"),
+    ("conversations", "branches"),
     ("chat", "conversations"),
+    ("chat", "answering"),
+    ("answering", "conversations"),
+    ("answering", "running"),
+    ("feedback", "conversations"),
+    ("finding", "conversations"),
     ("chat", "citations"),
     ("chat", "coverage"),
     ("chat", "running"),

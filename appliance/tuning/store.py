@@ -260,7 +260,7 @@ class ExampleStore:
                 row = upsert(withdrawals).values(person=key, at=now, by=by)
                 connection.execute(row.on_conflict_do_nothing())
             for some in _chunks(ids):
-                connection.execute(table.update().where(table.c.id.in_(some)).values(_emptied(by, now)))
+                connection.execute(table.update().where(table.c.id.in_(some)).values(emptied(by, now)))
         self._database.fold_log()
         self._audit.note("withdraw", trace.digest, {"rows": len(ids)}, actor=by)
         return ids
@@ -399,7 +399,7 @@ class _Taking:
 
     def _empty(self, row: Row) -> None:
         """Leave of a row nothing but its id: its file says now whose it is."""
-        values = _emptied(self._reviewer, self._now)
+        values = emptied(self._reviewer, self._now)
         target = self._new if row.id in self._new else self._changed
         target[row.id] = target.get(row.id, {}) | values
         self._known[row.id] = replace(row, **values | {"messages": ()})
@@ -426,7 +426,7 @@ def _decision(state: Review, reviewer: str, now: float) -> dict[str, Any]:
     return {"reviewed": state, "reviewer": reviewer if decided else "", "reviewed_at": now if decided else None}
 
 
-def _emptied(by: str, now: float) -> dict[str, Any]:
+def emptied(by: str, now: float) -> dict[str, Any]:
     """What a withdrawn row is set to: whatever holds a person's words, or says who or where they are."""
     return {
         "messages": [], "correction": None, "rating": None, "skill": "", "source": "", "author": "", "user_role": "",

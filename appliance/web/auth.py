@@ -129,9 +129,12 @@ def about(request: Request) -> str:
     return ", ".join(one for one in found if one)
 
 
-async def form(request: Request, *, fields: int = 20, files: int = 0) -> FormData:
-    """The form of a request that changes something. Raises Forbidden unless it carries this session's token."""
-    data = await request.form(max_files=files, max_fields=fields, max_part_size=256 * 1024)
+async def form(request: Request, *, fields: int = 20, files: int = 0, largest: int = 256 * 1024) -> FormData:
+    """The form of a request that changes something. Raises Forbidden unless it carries this session's token.
+
+    largest: bytes of one field.
+    """
+    data = await request.form(max_files=files, max_fields=fields, max_part_size=largest)
     await check(request, data)
     return data
 

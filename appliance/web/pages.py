@@ -1,26 +1,19 @@
-"""The pages people use: first start, sign-in, chat, keys. Those about documents are in `library`.
+"""The pages people use: first start, sign-in, keys. The chat is in `talks`, documents are in `library`.
 
 Each handler reads, asks one part to do it, and shows a template; forms work without the script. Hides which template belongs to
-what. Rights are decided in `accounts`, answers are made in `chat`.
+what. Rights are decided in `accounts`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
-from appliance.errors import ApplianceError, NotFound
-from appliance.knowledge.shelves import Filter
+from appliance.errors import ApplianceError
 from appliance.web import auth, show
-from appliance.web.stream import EventStream, frame
-
-if TYPE_CHECKING:
-    from appliance.accounts import User
 
 router = APIRouter()
 
@@ -78,129 +71,6 @@ async def sign_out(request: Request) -> Response:
         await auth.box(request).chat.leave(found.user)
     await auth.sign_out(request, response)
     return response
-
-
-# --- chat ------------------------------------------------------------------------------------------------------------
-@router.get("/chat")
-async def new_chat(request: Request) -> Response:
-    return await _chat_page(request, await auth.person(request))
-
-
-@router.get("/chat/{id}")
-async def one_chat(request: Request, id: str) -> Response:
-    return await _chat_page(request, await auth.person(request), id)
-
-
-async def _chat_page(
-    request: Request, user: User, id: str | None = None, error: ApplianceError | None = None, typed: str = ""
-) -> Response:
-    box = auth.box(request)
-    lesson = await asyncio.to_thread(box.chat.lessons.of, user, id)
-    within = Filter(lesson.within(await asyncio.to_thread(box.accounts.visible, user, "collection")))
-    chat, turns = await asyncio.to_thread(box.chat.conversations.load, user, id) if id else (None, [])
-    return await show.page(
-        request,
-        "chat.html",
-        error.status if error else 200,
-        chat=chat,
-        turns=turns,
-        chats=await asyncio.to_thread(box.chat.conversations.list, user),
-        documents=[] if chat else await box.library.documents(within),
-        error=error,
-        typed=typed,
-        lesson=lesson,
-        left=await asyncio.to_thread(box.chat.quotas.left, user, lesson.class_id),
-        writing=any(turn.state == "streaming" for turn in turns),
-    )
-
-
-@router.post("/chat/ask")
-async def ask(request: Request) -> Response:
-    """Store a question and start its answer. To the script: where it is, and the turn to show; to a plain form: its page."""
-    user = await auth.person(request)
-    data = await auth.form(request)
-    question, id = auth.text(data, "question"), auth.text(data, "conversation") or None
-    plain = "text/html" in request.headers.get("accept", "")
-    box = auth.box(request)
-    try:
-        ids = (await box.chat.start(user, question, conversation=id, class_id=auth.text(data, "class_id"))).data
-    except ApplianceError as error:
-        if not plain or isinstance(error, NotFound):
-            raise
-        return await _chat_page(request, user, id, error, question)
-    if plain:
-        return RedirectResponse(f"/chat/{ids['conversation']}#{ids['turn']}", 303)
-    chat, turns = await asyncio.to_thread(box.chat.conversations.load, user, ids["conversation"])
-    chats = await asyncio.to_thread(box.chat.conversations.list, user)
-    html = "".join([show.render(request, "turn.html", turn=turn) for turn in turns[-2:]])
-    if not id:
-        html = show.render(request, "head.html", chat=chat, csrf=await auth.csrf(request)) + html
-    listed = show.render(request, "chats.html", chats=chats, chat=chat)
-    lesson = await asyncio.to_thread(box.chat.lessons.of, user, ids["conversation"])
-    left = await asyncio.to_thread(box.chat.quotas.left, user, lesson.class_id)
-    told = show.render(request, "quota_left.html", left=left)
-    return JSONResponse(
-        {
-            "left": told,
-            "turn": ids["turn"],
-            "url": f"/chat/{ids['conversation']}",
-            "title": chat.title,
-            "html": html,
-            "chats": listed,
-        }
-    )
-
-
-@router.get("/chat/stream/{turn}")
-async def stream(request: Request, turn: str) -> Response:
-    """The events of one answer; with Last-Event-ID those after it."""
-    user = await auth.person(request)
-    last = request.headers.get("last-event-id", "")
-    after = int(last) + 1 if last.isascii() and last.isdigit() and len(last) < 9 else 0
-    await asyncio.to_thread(auth.box(request).chat.conversations.turn, user, turn)
-    return EventStream(_frames(request, user, turn, after), auth.still(request, user))
-
-
-async def _frames(request: Request, user: User, turn: str, after: int) -> AsyncGenerator[str, None]:
-    conversations = auth.box(request).chat.conversations
-    number = after
-    async with aclosing(auth.box(request).chat.follow(user, turn, after)) as events:
-        async for event in events:
-            data = dict(event.data)
-            if event.kind == "sources":
-                data = {"covered": data["covered"], "count": len(data["passages"])}
-            elif event.kind in ("quotes", "done", "error"):  # stored before they are told
-                stored = await asyncio.to_thread(conversations.turn, user, turn)
-                data = {"html": show.render(request, "lead.html" if event.kind == "quotes" else "turn.html", turn=stored)}
-            yield frame(data, event.kind if event.kind != "error" else "done", number)
-            number += 1
-
-
-@router.post("/chat/stop/{turn}")
-async def stop(request: Request, turn: str) -> Response:
-    user = await auth.person(request)
-    await auth.form(request)
-    await auth.box(request).chat.stop(user, turn)
-    if "text/html" not in request.headers.get("accept", ""):
-        return Response(status_code=204)
-    stored = await asyncio.to_thread(auth.box(request).chat.conversations.turn, user, turn)
-    return RedirectResponse(f"/chat/{stored.conversation}", 303)
-
-
-@router.post("/chat/{id}/rename")
-async def rename(request: Request, id: str) -> Response:
-    user = await auth.person(request)
-    data = await auth.form(request)
-    await asyncio.to_thread(auth.box(request).chat.conversations.rename, user, id, auth.text(data, "title"))
-    return RedirectResponse(f"/chat/{id}", 303)
-
-
-@router.post("/chat/{id}/delete")
-async def delete(request: Request, id: str) -> Response:
-    user = await auth.person(request)
-    await auth.form(request)
-    await auth.box(request).chat.delete(user, id)
-    return RedirectResponse("/chat", 303)
 
 
 # --- keys, about -----------------------------------------------------------------------------------------------------

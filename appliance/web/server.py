@@ -38,6 +38,7 @@ from appliance.web import (
     roll,
     show,
     signing,
+    talks,
     uploads,
 )  # fmt: skip
 from appliance.web.static_files import CompressedFiles
@@ -99,6 +100,7 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.include_router(me.router)
     app.include_router(roll.router)  # before people: its addresses are more particular
     app.include_router(people.router)
+    app.include_router(talks.router)
     return app
 
 

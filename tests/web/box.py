@@ -24,11 +24,13 @@ from appliance.db import Database
 from appliance.engine.handler import Chunk, Message, Request, Usage
 from appliance.engine.pool import Serving
 from appliance.errors import Conflict, ModelUnavailable, NotFound
+from appliance.feedback import Feedback
 from appliance.jobs import Jobs
 from appliance.knowledge.library import Document, Found, Passage, Within
 from appliance.knowledge.shelves import Shelves
 from appliance.registry import Registry
 from appliance.settings import Settings
+from appliance.tuning.giving import Giving
 
 LEAVES = (
     "Chlorophyll is the green pigment in the leaves of plants. It takes in red and blue light and reflects green light, "
@@ -168,9 +170,11 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     starter_of = getattr(pool, "starter_of", None)
     chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of)  # type: ignore[arg-type]
     registry = Registry(settings.models)
+    audit, giving = Audit(database), Giving(database)
+    feedback = Feedback(database, chat.conversations, accounts, audit, giving.keep, giving.take_back)
     return SimpleNamespace(
         settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry,
-        people=People(database), classes=Classes(database), audit=Audit(database),
+        people=People(database), classes=Classes(database), audit=audit, feedback=feedback,
         jobs=Jobs(database, settings), promote=_nothing_to_serve, rollback=_nothing_to_serve, retraining_plan=list,
     )  # fmt: skip
 

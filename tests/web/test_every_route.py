@@ -116,6 +116,13 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/chat/stop/{turn}"): Row(ANN, at={"turn": "turn"}),
     ("POST", "/chat/{id}/rename"): Row(ANN, at={"id": "talk"}, form={"title": "Leaves"}),
     ("POST", "/chat/{id}/delete"): Row(ANN, at={"id": "talk"}),
+    ("POST", "/chat/{id}/restore"): Row(ANN, at={"id": "deleted"}),
+    ("POST", "/chat/{id}/move"): Row(ANN, at={"id": "talk"}, form={"folder": "Plants"}),
+    ("POST", "/chat/{id}/show"): Row(ANN, at={"id": "talk"}, form={"turn": "{turn}"}),
+    ("POST", "/chat/again/{turn}"): Row(ANN, at={"turn": "turn"}),
+    ("POST", "/chat/rate/{turn}"): Row(ANN, at={"turn": "turn"}, form={"rating": "up"}),
+    ("GET", "/chat/{id}/export.{kind}"): Row(ANN, at={"id": "talk", "kind": "kind"}),
+    ("GET", "/chats"): Row(INSIDE),
     # documents
     ("GET", "/library"): Row(INSIDE),
     ("GET", "/library/checks"): Row(STAFF),
@@ -184,7 +191,22 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/v1/chat/completions"): Row(INSIDE, scope="chat", json=SPEAK),
     ("POST", "/v1/embeddings"): Row(STAFF, scope="embed", json={"model": "default", "input": "leaves"}),
 }
-THINGS = ("talk", "turn", "document", "passage", "class", "pupil", "key", "job", "example", "model", "import", "act")
+THINGS = (
+    "talk",
+    "turn",
+    "document",
+    "passage",
+    "class",
+    "pupil",
+    "key",
+    "job",
+    "example",
+    "model",
+    "import",
+    "act",
+    "kind",
+    "deleted",
+)
 
 
 # --- the addresses ----------------------------------------------------------------------------------------------------
@@ -237,6 +259,9 @@ async def _school(home: Path) -> tuple[Path, dict[str, Any]]:
     (added,) = await box.library.add([file], "7B books")
     ann = box.accounts.named("ann")
     (asked,) = [one async for one in box.chat.answer(ann, "CANARY-TALK, why are leaves green?") if one.kind == "turn"]
+    (other,) = [one async for one in box.chat.answer(ann, "CANARY-TALK, and why not blue?") if one.kind == "turn"]
+    await box.chat.delete(ann, other.data["conversation"])
+    known["deleted"] = other.data["conversation"]
     _, passages = await box.library.document(added.document, box_within(box, ann))
     known |= _staffs_things(box, home.parent)
     box.people.change(box.accounts.named("gone").id, disabled=True)
@@ -266,6 +291,7 @@ def _staffs_things(box: Any, folder: Path) -> dict[str, Any]:
     (box.settings.run / "imports" / f"{head}-{imported}").write_text("people.csv\nname,role\nzoe,pupil\n")
     return {
         "job": job.id, "example": "row", "model": "green-1", "collection": collection, "import": imported, "act": "disable",
+        "kind": "md",
     }  # fmt: skip
 
 

@@ -354,8 +354,10 @@ async def test_rename_and_delete(person: httpx.AsyncClient) -> None:
     url = (await ask(person, QUESTION))["url"]
     await person.post(f"{url}/rename", data={"title": "<Leaves>"})
     assert "&lt;Leaves&gt;" in (await person.get("/chat")).text
-    assert (await person.post(f"{url}/delete")).headers["location"] == "/chat"
-    assert (await person.get(url)).status_code == 404
+    reply = await person.post(f"{url}/rename", data={"title": "  "})
+    assert reply.status_code == 400 and "The new name is empty." in reply.text
+    away = (await person.post(f"{url}/delete")).headers["location"]
+    assert away.startswith("/chat?deleted=") and (await person.get(url)).status_code == 404
 
 
 # --- sources, library, keys ------------------------------------------------------------------------------------------

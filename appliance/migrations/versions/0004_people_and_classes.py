@@ -28,6 +28,8 @@ def _columns() -> None:
     op.create_index(op.f("ix_sessions_class_id"), "sessions", ["class_id"], unique=False)
     for name in ("folder", "leaf", "class_id"):
         op.add_column("conversations", sa.Column(name, sa.String(), nullable=False, server_default=""))
+    op.add_column("conversations", sa.Column("deleted", sa.Float(), nullable=True))
+    op.create_index(op.f("ix_conversations_deleted"), "conversations", ["deleted"], unique=False)
     op.add_column("turns", sa.Column("parent", sa.String(), nullable=False, server_default=""))
     for name in ("full_name", "language", "external", "totp"):
         op.add_column("users", sa.Column(name, sa.String(), nullable=False, server_default=""))
@@ -148,6 +150,7 @@ def _tables() -> None:
         sa.Column("user", sa.String(), nullable=False),
         sa.Column("rating", sa.String(), nullable=False),
         sa.Column("reason", sa.String(), nullable=False),
+        sa.Column("words", sa.String(), nullable=False),
         sa.Column("better", sa.Text(), nullable=False),
         sa.Column("consent", sa.Boolean(), nullable=False),
         sa.Column("example", sa.String(), nullable=False),

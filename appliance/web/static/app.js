@@ -4,6 +4,8 @@
 const $ = (id) => document.getElementById(id);
 const turns = $("turns"), ask = $("ask"), stop = $("stop"), box = $("question"), fault = $("fault");
 const spoken = $("spoken"), source = $("source"), wide = matchMedia("(min-width: 60rem)");
+const words = spoken.dataset;  // the sentences that this file says, in the reader's language
+document.documentElement.classList.add("scripted");
 const token = ask.elements.csrf.value;
 const draft = () => `draft:${ask.elements.conversation.value || "new"}`;
 let listening = null;
@@ -31,7 +33,7 @@ function complain(message, hint, link) {
   const strong = document.createElement("strong");
   strong.textContent = message;
   note.append(strong, ` ${hint ?? ""} `);
-  if (link) note.append(Object.assign(document.createElement("a"), { href: "/", textContent: "Sign in" }));
+  if (link) note.append(Object.assign(document.createElement("a"), { href: "/", textContent: words.signIn }));
   fault.replaceChildren(note);
 }
 
@@ -52,6 +54,7 @@ ask.addEventListener("submit", async (event) => {
     keep();
     $("welcome")?.remove();
     ask.elements.conversation.value = data.url.split("/").pop();
+    ask.elements.shown.value = data.turn;
     if (location.pathname !== data.url) {
       history.replaceState(null, "", data.url);
       document.title = document.title.replace(/^.* - /, () => `${data.title} - `);
@@ -60,9 +63,9 @@ ask.addEventListener("submit", async (event) => {
     if ($("left")) $("left").innerHTML = data.left ?? "";
     turns.insertAdjacentHTML("beforeend", data.html);
     follow($(data.turn));
-    $(data.turn).previousElementSibling.scrollIntoView({ block: "start" });
+    $(data.question).scrollIntoView({ block: "start" });
   } catch {
-    complain("The box cannot be reached.", "Your question is kept; try again in a moment.");
+    complain(words.away, words.awayHint);
   } finally {
     $("send").disabled = false;
   }
@@ -71,7 +74,7 @@ ask.addEventListener("submit", async (event) => {
 stop.addEventListener("submit", (event) => {
   event.preventDefault();
   stop.querySelector("button").disabled = true;
-  post(stop.action, {}).catch(() => complain("The box cannot be reached.", "The answer stops by itself soon."));
+  post(stop.action, {}).catch(() => complain(words.away, words.stopHint));
 });
 
 function answering(turn) {
@@ -87,71 +90,118 @@ function answering(turn) {
 function follow(turn) {
   const status = turn.querySelector(".status"), lead = turn.querySelector(".lead");
   const own = turn.querySelector(".own"), text = turn.querySelector(".writing");
-  let said = 0, lost = 0;
-  const say = (words) => { if (status.textContent !== words) status.textContent = words; };
-  const stream = new EventSource(`/chat/stream/${turn.id}`);
-  listening = stream;
-  answering(turn);
-  text.textContent = "";
-  const on = (kind, act) => stream.addEventListener(kind, (event) => { lost = 0; act(JSON.parse(event.data)); });
-
-  on("queue", ({ place, wait }) => {
-    const seconds = Math.max(1, Math.round(wait ?? 0));
-    const rest = wait ? `, about ${seconds} second${seconds === 1 ? "" : "s"}` : "";
-    say(place <= 1 ? `You are next${rest}.` : `You are number ${place} in line${rest}.`);
-  });
-  on("sources", ({ covered, count }) => {
-    say(covered ? `Found ${count} passage${count === 1 ? "" : "s"}. Writing.` : "The documents do not cover this. Writing.");
-  });
-  on("notice", ({ message }) => {
-    lead.before(Object.assign(document.createElement("p"), { className: "note", textContent: message }));
-  });
-  on("quotes", ({ html }) => {
-    lead.innerHTML = html;
-    lead.hidden = false;
-    own.classList.add("starter");
-    own.querySelector(".own-title").hidden = false;
-    speak(lead.querySelector(".prose").textContent);
-  });
-  on("text", ({ delta }) => {
-    text.append(delta);
-    say("Writing.");
-    // A screen reader gets whole sentences, not every word as it drops in.
-    const words = text.textContent, end = Math.max(...[". ", "! ", "? ", "\n"].map((mark) => words.lastIndexOf(mark))) + 1;
-    if (end > said) { speak(words.slice(said, end)); said = end; }
-  });
-  on("done", ({ html }) => {
-    speak(text.textContent.slice(said));
-    finish();
-    const keepView = turn.contains(document.activeElement) ? null : document.activeElement;
-    turn.outerHTML = html;
-    keepView?.focus?.({ preventScroll: true });
-  });
-  stream.addEventListener("error", () => {
-    // The browser comes back by itself, and Last-Event-ID says from where. Give up only where the page is gone for good.
-    say("The connection was lost. Trying again.");
-    if (stream.readyState === EventSource.CLOSED || ++lost > 20) {
+  let last = -1, lost = 0, unsaid = "", again = 0;
+  const say = (sentence) => { if (status.textContent !== sentence) status.textContent = sentence; };
+  const acts = {
+    queue: (data) => say(data.words),
+    sources: (data) => say(data.words),
+    saving: (data) => say(data.words),
+    notice({ message }) {
+      lead.before(Object.assign(document.createElement("p"), { className: "note", textContent: message }));
+    },
+    quotes({ html }) {
+      lead.innerHTML = html;
+      lead.hidden = false;
+      own.classList.add("starter");
+      own.querySelector(".own-title").hidden = false;
+      speak(lead.querySelector(".prose").textContent);
+    },
+    text({ delta }) {
+      text.append(delta);
+      say(words.writing);
+      // A screen reader gets whole sentences, not every word as it drops in.
+      unsaid += delta;
+      const end = Math.max(...[". ", "! ", "? ", "؟ ", "\n"].map((mark) => unsaid.lastIndexOf(mark))) + 1;
+      if (end) { speak(unsaid.slice(0, end)); unsaid = unsaid.slice(end); }
+    },
+    done({ html }) {
+      speak(unsaid);
       finish();
-      complain("The connection to the box was lost.", "Load the page again: what was written is kept.");
+      const keepView = turn.contains(document.activeElement) ? null : document.activeElement;
+      turn.outerHTML = html;
+      keepView?.focus?.({ preventScroll: true });
+    },
+  };
+  text.textContent = "";
+  open();
+  answering(turn);
+
+  function open() {
+    const stream = listening = new EventSource(`/chat/stream/${turn.id}${last < 0 ? "" : `?after=${last}`}`);
+    for (const [kind, act] of Object.entries(acts)) {
+      stream.addEventListener(kind, (event) => { lost = 0; last = event.lastEventId; act(JSON.parse(event.data)); });
     }
-  });
+    stream.addEventListener("error", () => {
+      // The browser comes back by itself, and Last-Event-ID says from where; after a refusal it does not, and we do.
+      say(words.lost);
+      if (++lost > 30) {
+        finish();
+        complain(words.gone, words.goneHint);
+      } else if (stream.readyState === EventSource.CLOSED) {
+        again = setTimeout(open, 2000);
+      }
+    });
+  }
   function finish() {
-    stream.close();
+    clearTimeout(again);
+    listening.close();
     listening = null;
     answering(null);
   }
 }
 
-function speak(words) {
-  if (words.trim()) spoken.textContent = words.trim();
+function speak(sentence) {
+  if (sentence.trim()) spoken.textContent = sentence.trim();
 }
 
-const unfinished = turns.querySelector('[data-state="streaming"]');
-if (unfinished) follow(unfinished);
+function followUnfinished() {
+  const unfinished = turns.querySelector('[data-state="streaming"]');
+  if (unfinished) follow(unfinished);
+}
+followUnfinished();
 if (!location.hash && turns.querySelectorAll(".asked").length > 1) {
   [...turns.querySelectorAll(".asked")].at(-1).scrollIntoView({ block: "start", behavior: "instant" });
 }
 addEventListener("pagehide", () => listening?.close());
+
+// Who comes back to this tab sees what was asked in another one.
+document.addEventListener("visibilitychange", async () => {
+  if (document.hidden || listening || !ask.elements.conversation.value || location.search || turns.querySelector("details[open]")) return;
+  try {
+    const reply = await fetch(location.pathname, { headers: { Accept: "text/html" } });
+    if (!reply.ok || reply.redirected || listening) return;
+    const now = new DOMParser().parseFromString(await reply.text(), "text/html");
+    const shown = now.querySelector("#ask [name=shown]").value;
+    if (shown === ask.elements.shown.value) return;
+    ask.elements.shown.value = shown;
+    turns.replaceChildren(...now.getElementById("turns").childNodes);
+    followUnfinished();
+  } catch { /* not now: the next question catches up as well */ }
+});
+
+// --- feedback: the form comes back as it stands now ---------------------------------------------------------------
+turns.addEventListener("submit", async (event) => {
+  const form = event.target, by = event.submitter;
+  if (!form.matches(".feedback")) return;
+  event.preventDefault();
+  const body = new FormData(form), at = [...form.querySelectorAll("button")].indexOf(by);
+  if (by?.name) body.append(by.name, by.value);
+  try {
+    const reply = await post(form.action, body);
+    const data = await reply.json();
+    if (!reply.ok) { complain(data.error.message, data.error.hint, reply.status === 401); return; }
+    fault.replaceChildren();
+    const wasOpen = form.querySelector("details").open && by?.name === "rating";
+    form.outerHTML = data.html;
+    const now = $(form.id), details = now.querySelector("details");
+    details.open ||= wasOpen;
+    (by?.name === "rating" ? now.querySelectorAll("button")[at] : details.querySelector("summary")).focus({ preventScroll: true });
+    speak(now.querySelector("[role=status]").textContent);
+  } catch {
+    complain(words.away, words.awayHint);
+  }
+});
+turns.addEventListener("click", (event) => { if (event.target.closest("[data-print]")) print(); });
 
 // --- sources: beside the chat on a laptop, a sheet on a phone -----------------------------------------------------
 let opener = null;
@@ -177,7 +227,12 @@ turns.addEventListener("click", async (event) => {
   $("source-body").scrollTop = here.offsetTop - $("source-body").offsetTop - source.querySelector(".from").offsetHeight - 16;
 });
 $("close").addEventListener("click", () => source.close());
-addEventListener("keydown", (event) => { if (event.key === "Escape" && source.open) source.close(); });
+addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  if (source.open) source.close();
+  const menu = document.querySelector(".more[open]");
+  if (menu) { menu.open = false; menu.querySelector("summary").focus(); }
+});
 source.addEventListener("click", (event) => { if (event.target === source) source.close(); });
 source.addEventListener("close", () => {
   document.body.classList.remove("reading");
