@@ -3,9 +3,10 @@
 
 A mark that points at none is an invention and goes. Where words in quotation marks stand before a mark, in its sentence and at
 most LOOK_BACK characters away, the mark stays only if its passage holds them; where another passage does, the mark is moved
-there, and where none does, it goes. Words without quotation marks are not judged. Works on a stream, so that every door (pages,
-`/v1`, the command line) shows the same clean text while it is being written: nothing that was shown is ever taken back, and how
-the text was cut on its way changes nothing. It knows no model and no page; what it compares are texts.
+there, and where none does, it goes. Words without quotation marks are not judged; brackets in code, and of an interval in a
+formula (`$[0, 1]`, `\\in [0, 1]`), are no marks. Works on a stream, so that every door (pages, `/v1`, the commands) shows the
+same clean text while it is being written: nothing that was shown is ever taken back, and how the text was cut on its way
+changes nothing. It knows no model and no page; what it compares are texts.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _MARK = re.compile(r"(?P<space> *)\[(?=[\d,\s]{1,80}\])(?P<numbers>\s*\d+(?:\s*,
 # A mark of that length, backticks of which more may come, a line that may be empty.
 _UNFINISHED = re.compile(r"(?: *(?:\[[\d,\s]{0,80})?|`+|\n[ \t>]*)\Z")
 _IN_CODE = re.compile(r"`+|\n[ \t>]*\n")
+# What the bracket of an interval stands behind.
+_FORMULA = re.compile(r"(?:\$|\\[(\[]|[_^]\{?|\\(?:[A-Za-z]{1,20}|[,;:!]) ?)\Z")
 _QUOTE = re.compile(f"[{_QUOTES}]|\n[ \t>]*\n")  # or the end of a paragraph, which ends every quotation
 _NEXT_SENTENCE = re.compile(r"(?:[.!?…][\"'”’»)\]]*\s|[。！？｡]).*?\w", re.S)
 _LINE_START = re.compile(r"(?:\A|\n)[ \t>*+-]*(?:\d+[.)][ \t]*)?\Z")
@@ -87,7 +90,7 @@ class Citations:
             self._remember(before)
             out.append(before)
             at = mark.end()
-            if self._code:  # inside code a bracket is an index, not a mark
+            if self._code or _FORMULA.search(self._before[-24:] + mark["space"]):  # an index, an interval
                 out.append(mark[0])
                 continue
             if good := self._judge([int(part.strip()[:9]) for part in mark["numbers"].split(",")]):

@@ -235,3 +235,20 @@ def test_what_the_machine_quotes_itself_keeps_its_marks(texts: list[list[str]], 
     said = asyncio.run(answer())
     outer = r"\[(\d+)\]$"
     assert re.findall(outer, clean(said, [" ".join(words) for words in texts]), re.M) == re.findall(outer, said, re.M)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"On $[0, 1]$ it grows", r"where $x \in [0, 5]$", r"\([2, 3]\)", r"\[[2, 3]\]", r"$\left[0, 1\right]$", r"$a_[7]$"],
+)
+def test_an_interval_in_a_formula_is_no_mark(text: str) -> None:
+    for size in (1, 3, 99):
+        marks = Citations([LEAVES])
+        pieces = [marks.feed(text[at : at + size]) for at in range(0, len(text), size)]
+        assert "".join([*pieces, marks.flush()]) == text
+
+
+def test_a_mark_beside_money_or_a_formula_is_still_judged() -> None:
+    marks = Citations([LEAVES])
+    text = "It costs 5$ [7], or $x^2$ [8] and [1]."
+    assert marks.feed(text) + marks.flush() == "It costs 5$, or $x^2$ and [1]."

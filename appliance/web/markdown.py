@@ -151,10 +151,14 @@ def _render_citation(_renderer: RendererHTML, tokens: Sequence[Any], index: int,
 
 
 def _small_headings(state: Any) -> None:
-    """The page has its own h1 and h2; an answer starts below them."""
-    for token in state.tokens:
-        if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
+    """The page has its own h1 and h2: an answer starts with h3, wherever it began itself, and skips no step on the way down."""
+    headings = [token for token in state.tokens if token.type in ("heading_open", "heading_close")]
+    first = min((int(token.tag[1]) for token in headings), default=1)
+    level = 2
+    for token in headings:
+        if token.type == "heading_open":
+            level = min(int(token.tag[1]) - first + 3, level + 1, 6)
+        token.tag = f"h{level}"
 
 
 # --- what is wider than the column: it scrolls, also by keyboard -----------------------------------------------------

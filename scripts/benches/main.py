@@ -64,11 +64,16 @@ def serving(home: Path, port: int) -> Iterator[dict[str, int]]:
 
 
 def ready(port: int) -> bool:
+    return ready_handler(port) == "llama"
+
+
+def ready_handler(port: int) -> str:
+    """Which back end would answer now; "" where nobody answers yet."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
-            return json.load(answer).get("handler") == "llama"
+            return str(json.load(answer).get("handler"))
     except OSError:
-        return False
+        return ""
 
 
 def child(parent: int, name: str) -> int:

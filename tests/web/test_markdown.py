@@ -205,6 +205,19 @@ def test_tables_scroll_and_align_without_inline_style() -> None:
     assert {cell["scope"] for cell in made.find_all("th")} == {"col"}
 
 
+@pytest.mark.parametrize(
+    ("text", "levels"),
+    [
+        ("## a\n### b\n## c", "343"),
+        ("# a\n#### b\n###### c\n# d", "3453"),
+        ("### a\n# b", "33"),
+        ("# a\n## b\n### c\n#### d\n##### e", "34566"),
+    ],
+)
+def test_headings_go_down_step_by_step(text: str, levels: str) -> None:
+    assert "".join(re.findall(r"<h(\d)>", html(text))) == levels
+
+
 # --- links and pictures ----------------------------------------------------------------------------------------------
 def test_an_address_outside_is_shown_and_leads_nowhere() -> None:
     made = soup("See [this *page*](https://evil.example/?q=secret) or [https://a.b](https://a.b) or [me](mailto:a@b.c).")
