@@ -99,8 +99,12 @@ class Answer:
 
 
 async def ask(server: Server, messages: list[dict[str, str]], new: int = NEW, **more: Any) -> Answer:
+    """Who tells no counts (llama_cpp.server) and ends an answer for its length has said as many tokens as were asked for: its
+    events are fewer, because half of a letter makes none."""
     begun, first, pieces, counted = time.perf_counter(), 0.0, list[str](), 0
     async for event in events(server, messages, new, **more):
+        if (event.get("choices") or [{}])[0].get("finish_reason") == "length":
+            counted = counted or new
         if event.get("usage"):
             counted = event["usage"]["completion_tokens"]
         if piece := said(event):
@@ -297,8 +301,10 @@ async def soak(home: Path, threads: int, seconds: float) -> Row:
 
         await asyncio.gather(watch(), *(reader(number) for number in range(32)))
         third = len(memory) // 3
-        grown = max(memory[2 * third :]) - max(memory[third : 2 * third])  # the first third fills the cache
-    result = f"{count} answers, {short} incomplete, memory {max(memory):.0f} MB, last third {grown:+.1f} MB"
+        last = memory[2 * third :]
+        grown = max(last) - max(memory[third : 2 * third])  # the first third fills the cache
+    level = f"memory settles at {statistics.median(last):.0f} MB, last third {grown:+.1f} MB"
+    result = f"{count} answers, {short} incomplete, {level}"
     return (f"32 streams for {seconds / 60:g} minutes", result, "-", "-", "no error, no growth")
 
 
