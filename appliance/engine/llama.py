@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import mmap
 import os
 import threading
 import time
@@ -321,8 +322,12 @@ class Llama:
         return int(self._lib.llama_memory_seq_pos_max(self.memory, sequence)) + 1
 
     def state(self, sequence: int) -> State:
-        """A sequence's cells as bytes that `restore` of the same model and release takes."""
-        state = np.empty(self._lib.llama_state_seq_get_size(self._context, sequence), np.uint8)
+        """A sequence's cells as bytes that `restore` of the same model and release takes.
+
+        In pages of their own, which go back to the system with them: from the heap, what came and went for an hour in many
+        sizes would leave holes of some fifty megabytes.
+        """
+        state = np.frombuffer(mmap.mmap(-1, self._lib.llama_state_seq_get_size(self._context, sequence)), np.uint8)
         started = time.perf_counter()
         written = self._lib.llama_state_seq_get_data(self._context, _bytes_of(state), state.nbytes, sequence)
         self.seconds += time.perf_counter() - started

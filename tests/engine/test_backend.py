@@ -29,6 +29,7 @@ from appliance.errors import BadInput, ModelUnavailable
 from appliance.registry import Registry
 from appliance.settings import Settings
 from tests.engine.serving import engine_on_a_socket
+from tests.engine.steps import counted_steps, until
 from tests.web.box import make_box
 
 WEIGHTS = 10**9
@@ -73,7 +74,7 @@ class OnGPU(Fake):
         self.files, self.chosen, self._on_fault = files, chosen, on_fault
         self.refuses: Exception | None = None
         self.lost = self.started = self.closed = False
-        self.go = asyncio.Event()
+        self.said, self.go = asyncio.Event(), asyncio.Event()
 
     async def start(self) -> None:
         if self.refuses is not None:
@@ -83,6 +84,7 @@ class OnGPU(Fake):
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         if "slowly" in request.messages[-1].content:
             yield Chunk("well, ", handler=self.name)
+            self.said.set()  # and somebody has heard it
             await self.go.wait()
         if self.lost:
             self._on_fault("CUDA error: device lost")
@@ -203,7 +205,7 @@ async def test_a_tuning_run_gets_the_gpu_and_gives_it_back_without_a_failed_requ
     first = room.made[-1]
     assert first.files.tuned == Path("history"), "the adapter is worked into what stands on the GPU"
     running = asyncio.create_task(room.ask("history", "slowly"))
-    await asyncio.sleep(0.01)
+    await first.said.wait()
     room.machine = Machine(10**9, tuning=True)
     await room.loaded.tend(tuning=True)
     assert not first.closed, "somebody is being answered by it"
@@ -241,7 +243,7 @@ async def test_a_lost_gpu_costs_no_more_than_the_answers_that_it_was_giving() ->
     assert await room.handler("history") == "transformers"
     gpu = room.made[-1]
     running = asyncio.create_task(room.ask("history", "slowly"))
-    await asyncio.sleep(0.01)
+    await gpu.said.wait()
     gpu.lost = True
     gpu.go.set()
     with pytest.raises(ModelUnavailable, match="device lost"):
@@ -416,15 +418,18 @@ async def test_a_teachers_question_goes_before_those_of_thirty_pupils(settings: 
                     told.append((event.data["place"], event.data["wait"]))
             ended.append(user.role)
 
-        pupils = [asyncio.create_task(ask(User(f"p{n}", f"Pupil {n}", "pupil"))) for n in range(30)]
-        while (await engine.health()).facts["waiting"] < 20:
-            await asyncio.sleep(0.01)
-        await ask(User("t", "Teacher", "teacher"))
-        before = len(ended)
-        assert before < 20, "the teacher did not stand behind the pupils"
-        await asyncio.gather(*pupils)
+        async def waits(number: int) -> bool:
+            return int((await engine.health()).facts["waiting"]) == number
+
+        with counted_steps() as steps, steps.held():  # nobody is answered before all have come
+            pupils = [asyncio.create_task(ask(User(f"p{n}", f"Pupil {n}", "pupil"))) for n in range(30)]
+            await until(lambda: waits(29), "one who is answered, and all others wait")
+            teacher = asyncio.create_task(ask(User("t", "Teacher", "teacher")))
+            await until(lambda: waits(30), "the teacher waits too")
+        await asyncio.gather(teacher, *pupils)
+        assert ended.index("teacher") <= 2, "the teacher did not stand behind the pupils"
         box.database.close()
-    assert all(place == 1 and wait >= 1 for place, wait in places["t"]), places["t"]
+    assert places["t"] and all(place == 1 and wait >= 1 for place, wait in places["t"]), places["t"]
     assert len(ended) == 31
     assert max(told[0][0] for told in places.values() if told) >= 20
     assert all(told[-1][0] == 1 for told in places.values() if told), "everybody who waited came to be the next"

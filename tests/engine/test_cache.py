@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -93,6 +95,34 @@ def test_what_another_state_begins_with_too_goes_before_what_only_one_holds() ->
     parking.put([7, 7, 7, 7, 7, 7], "", state(4, 10))
     assert parking.match([9] * 6, "")[1] == parking.match([7] * 6, "")[1] == 6
     assert parking.match([*lesson, 2], "")[1] == 5, "one of the two went, and the other still has what they share"
+
+
+@pytest.mark.llama
+def test_states_that_come_and_go_leave_no_holes_in_memory(starter_gguf: Path) -> None:
+    """In many sizes, as conversations have them: memory holds what is parked and no more."""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not tell how much memory a process holds")
+
+    def over() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") - parking.used
+
+    llama, draw, parking = Llama(starter_gguf, threads=1, context=1024, sequences=2), random.Random(1), Parking(60_000_000)
+    try:
+        for start in range(0, 1000, 500):
+            assert llama.decode([(9, place, 0, False) for place in range(start, start + 500)])
+        whole, least, most = llama.state(0), 0.0, 0.0
+        for number in range(1200):
+            llama.forget(0)
+            assert llama.restore(0, whole)
+            llama.forget(0, draw.randint(100, 1000))
+            parking.put([number, 1, 2], "", llama.state(0))
+            if number == 100:
+                least = over()
+            most = max(most, over()) if number > 100 else 0.0
+        assert parking.used > 50_000_000
+        assert most - least < 4_000_000, f"{(most - least) / 1e6:.1f} MB more than what is parked"
+    finally:
+        llama.close()
 
 
 # --- with the model -------------------------------------------------------------------------------------------------------

@@ -424,7 +424,14 @@ async def test_nobody_is_answered_from_anothers_words(
     cells = Cells(patch)
     rounds, answers, most = 0, 0, 0
     ends = time.monotonic() + seconds
-    while rounds < 2 or time.monotonic() < ends:
+
+    def proved() -> bool:
+        """Whether the cache was too small for all, and what this kind of it does to share was done again and again."""
+        moved = cells.moved > 0 or kind == "pool"
+        shared = cells.copied > 3 * PEOPLE and cells.returned > PEOPLE / 2 and cells.adopted >= rounds - 1
+        return rounds >= 2 and cells.forgotten > 3 * PEOPLE and moved and (shared or not keep)
+
+    while time.monotonic() < ends or (not proved() and rounds < 20):  # on a slow machine for longer
         cells.read.clear()
         heard = await school.round(people, kind, keep=keep)
         assert cells.foreign(school.sent(heard)) == [] == cells.faults
@@ -438,11 +445,8 @@ async def test_nobody_is_answered_from_anothers_words(
         most = max(most, *(one.cached for one in heard))
     assert keep == (most > 50), "whether anything is kept"
     counted = f"{answers} answers: {cells.copied=} {cells.moved=} {cells.returned=} {cells.adopted=} {cells.forgotten=}"
-    assert cells.forgotten > answers / 2, f"the cache of this test has to be too small for all; {counted}"
-    assert cells.moved > 0 or kind == "pool", counted
-    if keep:
-        assert cells.copied > answers / 4 and cells.returned > answers / 20 and cells.adopted >= rounds - 1, counted
-    else:
+    assert proved(), f"the cache of this test has to be too small for all, and to be shared; {counted}"
+    if not keep:
         assert cells.copied == cells.moved and cells.returned == cells.adopted == 0, counted
 
 

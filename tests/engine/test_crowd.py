@@ -21,12 +21,14 @@ from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.engine.scheduler import LlamaHandler
 from appliance.errors import ApplianceError, Busy, TooLarge
 from tests.engine.serving import engine_on_a_socket
+from tests.engine.steps import PATIENCE, counted_steps, until
 
 pytestmark = [pytest.mark.llama, pytest.mark.slow]
 
 CLASS = 40
 QUEUE = 64
 SLOTS = 8
+ENOUGH = 4 * 32  # answers of thirty-two streams, before anything is said of memory
 LESSON = Message("system", "You are the school's teaching assistant. Give a hint, never the answer. " * 3)
 
 
@@ -71,32 +73,31 @@ async def test_a_class_at_once_is_answered_and_who_waits_knows_it(starter_gguf: 
         assert max(place for chunks in answers for place in places(chunks)) <= CLASS - SLOTS
 
 
-async def test_three_classes_at_once_are_answered_or_refused_within_a_second(starter_gguf: Path) -> None:
+async def test_three_classes_at_once_are_answered_or_refused_before_anything_is_computed(starter_gguf: Path) -> None:
     """Over one client, as the web process does it; all the while it can be asked how the engine is."""
-    refused: list[tuple[float, Busy]] = []
+    refused: list[Busy] = []
     answers: list[list[Chunk]] = []
 
     async def ask(engine: OpenAICompatible, number: int) -> None:
-        began = time.monotonic()
         try:
             answers.append(await collect(engine, asking(number, new=60, group=f"class {number % 3}")))
         except Busy as error:
-            refused.append((time.monotonic() - began, error))
+            refused.append(error)
 
     async with engine_on_a_socket(starter_gguf, slots=SLOTS) as engine:
         await engine.load("starter")
-        crowd = [asyncio.create_task(ask(engine, number)) for number in range(3 * CLASS)]
-        while len(refused) < 3 * CLASS - QUEUE - SLOTS:
-            assert not answers, "all should have been refused before the first answer ended"
-            await asyncio.sleep(0.01)
-        began = time.monotonic()
-        assert (await engine.health()).ok and time.monotonic() - began < 1.0
+        with counted_steps() as steps, steps.held():
+            crowd = [asyncio.create_task(ask(engine, number)) for number in range(3 * CLASS)]
+            await until(lambda: len(refused) == 3 * CLASS - QUEUE - SLOTS, "all who are too many are told so")
+            facts = (await engine.health()).facts
+            assert facts["running"] + facts["waiting"] == QUEUE + SLOTS
+            assert not answers and len(steps) == 0
         await asyncio.gather(*crowd)
     assert len(answers) == QUEUE + SLOTS
     check_whole(answers, 60)
     check_waits(answers, QUEUE, 3)
-    for seconds, error in refused:
-        assert seconds < 1.0 and error.retry_after > 0 and error.status == 503 and error.hint
+    for error in refused:
+        assert error.retry_after > 0 and error.status == 503 and error.hint
 
 
 async def test_more_than_a_hundred_hold_a_connection_to_the_engine() -> None:
@@ -115,7 +116,7 @@ async def test_more_than_a_hundred_hold_a_connection_to_the_engine() -> None:
     with tempfile.TemporaryDirectory() as folder:  # a socket's path may not be long
         path = Path(folder) / "engine.sock"
         async with await asyncio.start_unix_server(hold, path), network.socket_client(path) as client:
-            responses = await asyncio.wait_for(asyncio.gather(*(client.get("/") for _ in range(150))), 20)
+            responses = await asyncio.wait_for(asyncio.gather(*(client.get("/") for _ in range(150))), PATIENCE)
     assert all(response.status_code == 200 for response in responses)
 
 
@@ -169,6 +170,10 @@ def resident() -> int:
     raise AssertionError("this system does not tell")
 
 
+async def parked_bytes(handler: LlamaHandler) -> int:
+    return int((await handler.health()).facts["parked_bytes"])
+
+
 @pytest.mark.parametrize("seconds", [20.0, pytest.param(600.0, marks=pytest.mark.long)])
 async def test_thirty_two_streams_leave_no_trace_in_memory(starter_gguf: Path, seconds: float) -> None:
     """Conversations of many lengths that go on for some turns, at full load; growth is counted after a third of the time."""
@@ -181,7 +186,7 @@ async def test_thirty_two_streams_leave_no_trace_in_memory(starter_gguf: Path, s
     async def talk(number: int) -> None:
         messages: list[Message] = []
         turn = 0
-        while time.monotonic() < ends:
+        while time.monotonic() < ends or whole[0] < ENOUGH:  # on a busy machine for longer
             turn += 1
             new = 16 + (number * 5 + turn * 11) % 48
             if not messages or await handler.count(messages) > 500:
@@ -199,10 +204,12 @@ async def test_thirty_two_streams_leave_no_trace_in_memory(starter_gguf: Path, s
 
     talks = [asyncio.create_task(talk(number)) for number in range(32)]
     await asyncio.sleep(seconds / 3)
-    before = resident()
+    await until(lambda: whole[0] >= ENOUGH / 3 or faults, "a third of the answers", seconds + 10 * PATIENCE)
+    before, parked = resident(), await parked_bytes(handler)
     await asyncio.gather(*talks)
-    grown = resident() - before
-    assert not faults and whole[0] > 3 * 32
+    # What is parked is memory on purpose, up to its bounds, which are looked at below.
+    grown = resident() - before - (await parked_bytes(handler) - parked)
+    assert not faults and whole[0] >= ENOUGH
     assert grown < 12_000_000, f"{grown / 1e6:.1f} MB more after {whole[0]} answers"
     facts = (await handler.health()).facts
     assert facts["running"] == facts["waiting"] == 0 and facts["parked_bytes"] < 40_000_000

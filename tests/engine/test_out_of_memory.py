@@ -21,6 +21,7 @@ from appliance.engine.handler import Message, Request
 from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.engine.sizing import available_memory
 from appliance.errors import ModelUnavailable
+from tests.engine.steps import until
 from tests.engine.test_sizing import write_model
 
 pytestmark = pytest.mark.llama
@@ -86,7 +87,7 @@ asyncio.run(uvicorn.Server(uvicorn.Config(app, uds=str(socket), log_level="error
 def test_every_allocation_that_fails_while_loading_is_a_sentence_and_no_crash(starter_gguf: Path) -> None:
     step = 3 * MEGABYTE
     done = subprocess.run(
-        [sys.executable, "-c", SWEEP, str(starter_gguf), str(step)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SWEEP, str(starter_gguf), str(step)], capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, f"{done.stdout[-200:]} {done.stderr[-2000:]}"
     said = json.loads(done.stdout.splitlines()[-1])
@@ -101,7 +102,7 @@ async def engine(small: Path, huge: Path, folder: Path) -> AsyncIterator[tuple[O
     child = subprocess.Popen([sys.executable, "-c", ENGINE, str(small), str(huge), str(socket)])
     client = OpenAICompatible(partial(network.socket_client, socket), context=1024)
     try:
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 300
         while not (await client.health()).ok:
             assert child.poll() is None and time.monotonic() < ends
             await asyncio.sleep(0.1)
@@ -109,8 +110,12 @@ async def engine(small: Path, huge: Path, folder: Path) -> AsyncIterator[tuple[O
         yield client, child
     finally:
         await client.close()
-        child.terminate()
-        child.wait(20)
+        child.kill()  # whatever it is doing
+        child.wait()
+
+
+async def running(client: OpenAICompatible) -> bool:
+    return bool((await client.health()).facts.get("running"))
 
 
 async def test_what_does_not_fit_is_refused_with_one_that_would_and_what_serves_goes_on(
@@ -129,8 +134,7 @@ async def test_what_does_not_fit_is_refused_with_one_that_would_and_what_serves_
             return usage.completion if usage else 0
 
         under_way = asyncio.create_task(answer())
-        while not (await client.health()).facts["running"]:
-            await asyncio.sleep(0.01)
+        await until(lambda: running(client), "an answer that is under way")
         with pytest.raises(ModelUnavailable, match=r"huge\.gguf does not fit") as caught:
             await client.load("huge")
         assert f"{weights / 1e9:.1f} GB"[:3] in caught.value.message and " would fit." in caught.value.hint

@@ -18,11 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.engine.embedder import Embedder
+from appliance.engine.gathering import Gathering
 from appliance.engine.handler import Chunk, Message, Request
+from appliance.engine.llama import Llama
 from appliance.engine.loaded import ModelFiles
 from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.errors import ApplianceError, BadInput, ModelUnavailable, NotFound, TooLarge
 from tests.engine.serving import engine_on_a_socket
+from tests.engine.steps import PATIENCE, counted_steps, until
 
 pytestmark = pytest.mark.llama
 QUESTION = [Message("user", "What is a fraction?")]
@@ -213,6 +216,10 @@ async def test_it_says_what_is_loaded_and_counts_without_a_word_of_anybody(engin
     assert full["running"] == full["waiting"] == 0 < full["cells_used"] <= full["cells"] and full["kept"] >= 1
 
 
+async def left(engine: OpenAICompatible, number: int) -> bool:
+    return f'engine_requests_total{{outcome="left"}} {number}' in await engine.metrics()
+
+
 async def test_who_leaves_while_waiting_or_reading_makes_room_at_once(engine: OpenAICompatible) -> None:
     def long(stream: bool) -> Any:
         body = {
@@ -221,14 +228,26 @@ async def test_who_leaves_while_waiting_or_reading_makes_room_at_once(engine: Op
         return asyncio.create_task(engine.call("/v1/chat/completions", body))
 
     tasks = [long(stream) for stream in (True, False) for _ in range(6)]  # four may run at once
-    while (await engine.health()).facts["running"] + (await engine.health()).facts["waiting"] < 10:
-        await asyncio.sleep(0.02)
-    for task in tasks:
-        task.cancel()
-    ends = time.monotonic() + 2
-    while (await engine.health()).facts["running"] + (await engine.health()).facts["waiting"]:
-        assert time.monotonic() < ends, "nobody reads, and still it computes"
-        await asyncio.sleep(0.02)
+
+    async def there() -> int:
+        facts = (await engine.health()).facts
+        return int(facts["running"] + facts["waiting"])
+
+    async def all_there() -> bool:
+        return await there() == 12
+
+    async def all_gone() -> bool:
+        return await there() == 0
+
+    with counted_steps() as steps, steps.held():
+        await until(all_there, "twelve who are answered or wait")
+        for task in tasks:
+            task.cancel()
+        await until(lambda: left(engine, 12), "the engine's noticing all of them")
+        before = len(steps)
+        steps.allow(1)
+        await until(all_gone, "nobody is answered and nobody waits")
+        assert len(steps) <= before + 1, "nobody reads, and still it computes"
     assert (await collect(engine, Request(QUESTION, max_tokens=4)))[-1].finish
 
 
@@ -239,26 +258,40 @@ class Counting(Embedder):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[int] = []
-        self._one = threading.Lock()
+        self.go = threading.Event()
+        self.go.set()
 
     def embed(self, texts: Sequence[str]) -> Any:
-        with self._one:
-            self.calls.append(len(texts))
-            time.sleep(0.02)
+        self.calls.append(len(texts))
+        assert self.go.wait(PATIENCE)
         if "bad" in texts:
             raise BadInput("That text cannot be embedded.", "Send another.")
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
 
 
-async def test_texts_of_many_callers_are_embedded_together(starter_gguf: Path) -> None:
-    embedder = Counting()
+async def test_texts_of_many_callers_are_embedded_together(starter_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one batch is computed, all who come are gathered for the next."""
+    embedder, came, real = Counting(), [0], Gathering.__call__
+
+    async def count(self: Gathering, texts: Sequence[str]) -> Any:
+        came[0] += 1
+        return await real(self, texts)
+
+    monkeypatch.setattr(Gathering, "__call__", count)
     async with engine_on_a_socket(starter_gguf, embedder=embedder) as engine:
-        await asyncio.sleep(0.1)
+        await until(lambda: embedder.calls, "the embedder's warming up")
         embedder.calls.clear()
+        embedder.go.clear()
+        came[0] = 0
         texts = ["x" * (number + 1) for number in range(30)]
-        rows = await asyncio.gather(*(engine.embed([text]) for text in texts))
+        asked = [asyncio.create_task(engine.embed([text])) for text in texts]
+        try:
+            await until(lambda: came[0] == 30, "thirty callers")
+        finally:
+            embedder.go.set()
+        rows = await asyncio.gather(*asked)
         assert [int(row[0, 0]) for row in rows] == [len(text) for text in texts], "everybody gets their own"
-        assert sum(embedder.calls) == 30 and len(embedder.calls) <= 10
+        assert sum(embedder.calls) == 30 and len(embedder.calls) <= 2
         results = await asyncio.gather(*(engine.embed([text]) for text in ["a", "bad", "ccc"]), return_exceptions=True)
         assert isinstance(results[1], BadInput)
         assert [int(one[0, 0]) for one in results if not isinstance(one, BaseException)] == [1, 3]
@@ -342,22 +375,31 @@ async def test_bytes_that_are_no_request_get_a_sentence_without_themselves(engin
 
 
 async def test_a_megabyte_and_ten_thousand_messages_are_refused_with_counts_while_others_are_answered(
-    engine: OpenAICompatible,
+    engine: OpenAICompatible, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def others() -> float:
-        """The longest that somebody else waited for the next word, in seconds."""
-        longest, last = 0.0, time.monotonic()
-        async for _chunk in engine.generate(Request(QUESTION, max_tokens=300, ignore_eos=True)):
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
-        return longest
+    """Text that takes long to cut is cut beside the event loop, which hands out everybody's words."""
+    cut: list[bool] = []
+    real = Llama.tokenize
 
-    watching = asyncio.create_task(others())
+    def tokenize(self: Llama, text: str, *, control: bool) -> list[int]:
+        if len(text) > 10_000 or len(cut) > 0:
+            cut.append(threading.current_thread() is threading.main_thread())
+        return real(self, text, control=control)
+
+    watching = asyncio.create_task(collect(engine, Request(QUESTION, max_tokens=300, ignore_eos=True)))
+
+    async def under_way() -> bool:
+        return int((await engine.health()).facts["running"]) == 1
+
+    await until(under_way, "an answer that is under way")
+    monkeypatch.setattr(Llama, "tokenize", tokenize)
     many = [Message("user" if number % 2 == 0 else "assistant", "Why?") for number in range(10_001)]
     for messages in ([Message("user", "word " * 200_000)], many):
         with pytest.raises(TooLarge, match=r"needs \d{5,} tokens .* holds 1024") as caught:
             await collect(engine, Request(messages, max_tokens=16))
         assert caught.value.hint
-    assert await watching < 5
+    assert len(cut) > 1 and not any(cut), "the event loop cut a long text itself"
+    assert (await watching)[-1].finish == "length"
 
 
 async def test_control_tokens_that_a_pupil_types_are_words(engine: OpenAICompatible) -> None:
@@ -369,42 +411,7 @@ async def test_control_tokens_that_a_pupil_types_are_words(engine: OpenAICompati
         assert (await collect(engine, Request([Message("user", odd)], max_tokens=4)))[-1].finish
 
 
-async def test_more_conversations_than_the_cache_holds_all_come_to_their_ends(starter_gguf: Path) -> None:
-    from appliance.engine.scheduler import LlamaHandler
-
-    handler = LlamaHandler(starter_gguf, slots=6, threads=1, cache_mb=5)
-    await handler.start()
-    facts = (await handler.health()).facts
-    assert facts["cells"] < 6 * 600, "this test needs a cache that is too small"
-
-    async def answer(number: int) -> int:
-        request = Request([Message("user", f"{number} " * 100)], max_tokens=400, ignore_eos=True)
-        chunks = [chunk async for chunk in handler.generate(request)]
-        return chunks[-1].usage.completion if chunks[-1].usage else 0
-
-    assert await asyncio.gather(*(answer(number) for number in range(8))) == [400] * 8
-    await handler.close()
-
-
 # --- beside a tuning run --------------------------------------------------------------------------------------------------
-async def test_half_of_the_cores_are_left_to_a_tuning_run(starter_gguf: Path) -> None:
-    from appliance.engine.loaded import Loaded
-    from appliance.engine.scheduler import LlamaHandler
-
-    loaded = Loaded(
-        lambda name: ModelFiles(name, starter_gguf, None, 1024),
-        lambda files: LlamaHandler(files.model, threads=4, slots=2, context=files.context, model_id=files.id),
-    )
-    async with loaded.use("starter") as model:
-        request = Request(QUESTION, max_tokens=200, ignore_eos=True)
-        answer = asyncio.create_task(collect(model, request))  # type: ignore[arg-type]
-        for tuning, threads in ((True, 2), (True, 2), (False, 4)):
-            await loaded.tend(tuning=tuning)
-            assert (await loaded.facts())["starter"]["threads"] == threads
-        assert (await answer)[-1].finish
-    await loaded.close()
-
-
 def test_whether_a_tuning_run_holds_its_lock_is_told_without_touching_it(tmp_path: Path) -> None:
     import fcntl
 

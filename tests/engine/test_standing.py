@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from appliance.engine.handler import Message, Request
+from appliance.engine.handler import Message, Request, TokenChance
+from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.engine.scheduler import LlamaHandler
 from appliance.engine.standing import LEAST_TOKENS, Standing, Tally
 from tests.engine.adapters import write_adapter
+from tests.engine.steps import PATIENCE
+from tests.engine.test_crosstalk import CHANCES, apart, beyond_rounding
 
 LESSON = "You are the school's teaching assistant. Give a hint, never the answer. Today: fractions. " * 4
 LONG = LEAST_TOKENS + 10
@@ -111,14 +114,19 @@ def test_the_oldest_goes_when_room_is_needed_and_the_unused_in_time(tmp_path: Pa
 # --- in the engine --------------------------------------------------------------------------------------------------------
 def asking(user: str, words: str, **options: object) -> Request:
     messages = [Message("system", LESSON), Message("user", words)]
-    return Request(messages, max_tokens=16, user=user, ignore_eos=True, **options)  # type: ignore[arg-type]
+    return Request(messages, max_tokens=16, user=user, ignore_eos=True, logprobs=CHANCES, **options)  # type: ignore[arg-type]
 
 
-async def answer(handler: LlamaHandler, request: Request) -> tuple[str, int]:
-    """The text, and how many of the prompt's tokens were not computed."""
+async def answer(handler: LlamaHandler | OpenAICompatible, request: Request) -> tuple[list[TokenChance], int]:
+    """The chances of the answer's tokens, and how many of the prompt's tokens were not computed."""
     chunks = [chunk async for chunk in handler.generate(request)]
     assert chunks[-1].usage is not None
-    return "".join(chunk.text for chunk in chunks), chunks[-1].usage.cached
+    return [chance for chunk in chunks for chance in chunk.chances], chunks[-1].usage.cached
+
+
+def alike(before: list[TokenChance], after: list[TokenChance]) -> bool:
+    """The same, as far as rounding lets two computations of it be: it may choose where two tokens are as likely."""
+    return len(before) == len(after) == 16 and not beyond_rounding(apart(before, after))
 
 
 def make(gguf: Path, folder: Path, digest: str = "d1") -> LlamaHandler:
@@ -136,9 +144,9 @@ async def test_the_first_answer_of_a_new_process_is_warm_and_the_same(starter_gg
     for user, words in PUPILS:
         await answer(first, asking(user, words))
     before, cached = await answer(first, asking(*LATER))
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + PATIENCE
     while not list(tmp_path.rglob("*.prefix")):
-        assert time.monotonic() < ends
+        assert time.monotonic() < ends, "a quiet moment came and nothing was kept"
         await first.rest()  # does nothing until the last answer has left the batch
     assert len(list(tmp_path.rglob("*.prefix"))) == 1
     await first.close()
@@ -146,7 +154,7 @@ async def test_the_first_answer_of_a_new_process_is_warm_and_the_same(starter_gg
     await second.start()
     after, warm = await answer(second, asking(*LATER))
     assert warm >= 60 and abs(warm - cached) < 8, "the lesson was not computed again"
-    assert after == before
+    assert alike(before, after)
     await second.close()
 
 
@@ -197,7 +205,7 @@ async def test_an_adapters_prefix_is_for_that_adapter_alone(starter_gguf: Path, 
     await second.learn("one", adapter, "a1")
     assert (await answer(second, asking(*LATER)))[1] == 0, "the base computes its own"
     after = await answer(second, asking(*LATER, adapter="one"))
-    assert after[1] >= 60 and after[0] == before[0]
+    assert after[1] >= 60 and alike(before[0], after[0])
     await second.learn("retrained", adapter, "a2")
     assert (await answer(second, asking(*LATER, adapter="retrained")))[1] == 0, "the same name tuned again is another adapter"
     await second.close()
@@ -225,7 +233,7 @@ async def test_a_state_that_does_not_fit_is_computed_anew(starter_gguf: Path, tm
     second = make(starter_gguf, tmp_path)
     await second.start()
     after, warm = await answer(second, asking(*LATER))
-    assert warm == 0 and after == before
+    assert warm == 0 and alike(before, after)
     assert not list(tmp_path.rglob("*.prefix")), "what was of no use is removed"
     await second.close()
 
@@ -257,26 +265,21 @@ async def test_an_engine_that_is_killed_starts_warm(starter_gguf: Path, tmp_path
     from functools import partial
 
     from appliance import network
-    from appliance.engine.openai_compatible import OpenAICompatible
 
     async def live(socket: Path) -> tuple[subprocess.Popen[bytes], OpenAICompatible]:
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(starter_gguf), str(tmp_path / "cache"), str(socket)])
         client = OpenAICompatible(partial(network.socket_client, socket))
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + PATIENCE
         while not (await client.health()).ok:
             assert time.monotonic() < ends and child.poll() is None
             await asyncio.sleep(0.1)
         return child, client
 
-    async def ask(client: OpenAICompatible, user: str, words: str) -> tuple[str, int]:
-        chunks = [chunk async for chunk in client.generate(asking(user, words))]
-        return "".join(chunk.text for chunk in chunks), chunks[-1].usage.cached if chunks[-1].usage else 0
-
     child, client = await live(tmp_path / "1.sock")
     for user, words in PUPILS:
-        await ask(client, user, words)
-    before, _ = await ask(client, *LATER)
-    ends = time.monotonic() + 20
+        await answer(client, asking(user, words))
+    before, _ = await answer(client, asking(*LATER))
+    ends = time.monotonic() + PATIENCE
     while not list(tmp_path.rglob("*.prefix")):
         assert time.monotonic() < ends, "a quiet moment came and nothing was kept"
         await asyncio.sleep(0.1)
@@ -284,8 +287,8 @@ async def test_an_engine_that_is_killed_starts_warm(starter_gguf: Path, tmp_path
     child.wait()
     await client.close()
     child, client = await live(tmp_path / "2.sock")
-    after, warm = await ask(client, *LATER)
+    after, warm = await answer(client, asking(*LATER))
     child.terminate()
     child.wait()
     await client.close()
-    assert warm >= 60 and after == before
+    assert warm >= 60 and alike(before, after)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import itertools
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,12 +18,13 @@ import pytest
 
 from appliance.engine.backend import RETRY_SECONDS, Fallback, Machine, choose, look, precision
 from appliance.engine.drawing import Words
-from appliance.engine.handler import Chunk, Handler, Message, Request
+from appliance.engine.handler import Chunk, Handler, Message, Request, TokenChance
 from appliance.engine.loaded import Loaded, ModelFiles
 from appliance.engine.scheduler import LlamaHandler
 from appliance.engine.transformers_gpu import PAGE, TransformersHandler
 from appliance.errors import BadInput, Busy, ModelUnavailable, NotFound
 from tests.engine.serving import starter_parts, transformers_served
+from tests.engine.test_crosstalk import CHANCES, apart, beyond_rounding
 
 GIGABYTE = 10**9
 LESSON = "Plants make their own food. Light falls on the leaf, and the leaf turns water and air into sugar. " * 4
@@ -185,16 +187,27 @@ async def test_penalties_keep_words_from_coming_again(handler: TransformersHandl
 
 @loaded
 async def test_neighbours_in_a_batch_keep_their_own_rules(handler: TransformersHandler) -> None:
-    """A hot one, a cold one, one with a seed, one that is told chances: each as if alone."""
+    """A hot one, a cold one, one with a seed, one with a penalty: each as if alone, but for rounding."""
     options: list[dict[str, Any]] = [
         {"temperature": 2.0, "top_k": 1},
         {},
         {"temperature": 0.8, "seed": 5},
-        {"logprobs": 2, "repeat_penalty": 1.3},
+        {"repeat_penalty": 1.3},
     ]
-    alone = [await text_of(handler, asking(max_tokens=8, **option)) for option in options]
-    together = await asyncio.gather(*(text_of(handler, asking(max_tokens=8, **option)) for option in options))
-    assert together == alone
+
+    async def told(option: dict[str, Any]) -> list[TokenChance]:
+        chunks = await collect(handler, asking(max_tokens=8, ignore_eos=True, logprobs=CHANCES, **option))
+        return [chance for chunk in chunks for chance in chunk.chances]
+
+    alone = [await told(option) for option in options]
+    together = await asyncio.gather(*(told(option) for option in options))
+    for option, one, other in zip(options, alone, together, strict=True):
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0].text == pair[1].text, zip(one, other, strict=True)))
+        if "seed" in option or "repeat_penalty" in option:
+            # What is drawn need not be the likeliest, so only what was said alike can be compared; that is nearly always all.
+            assert same >= 3, option
+            one, other = one[:same], other[:same]
+        assert not beyond_rounding(apart(one, other)), option
 
 
 # --- text -----------------------------------------------------------------------------------------------------------------

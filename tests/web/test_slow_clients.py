@@ -26,6 +26,7 @@ import uvicorn
 from appliance.engine.handler import Message, Request
 from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.web.patience import Patience, protocol
+from tests.engine.steps import counted_steps
 from tests.web.test_server import enter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -363,7 +364,7 @@ async def _read(reader: asyncio.StreamReader) -> None:
 
 # --- the engine's socket --------------------------------------------------------------------------------------------------
 @asynccontextmanager
-async def engine(gguf: Path, **patience: float) -> AsyncIterator[tuple[OpenAICompatible, Path]]:
+async def engine(gguf: Path, context: int = 1024, **patience: float) -> AsyncIterator[tuple[OpenAICompatible, Path]]:
     """The engine on a socket, with little patience."""
     from appliance import network
     from appliance.engine.loaded import ModelFiles
@@ -372,7 +373,7 @@ async def engine(gguf: Path, **patience: float) -> AsyncIterator[tuple[OpenAICom
     from tests.engine.serving import NoEmbedder
 
     app = create_engine(
-        lambda _name: ModelFiles("starter", gguf, None, 1024),
+        lambda _name: ModelFiles("starter", gguf, None, context),
         lambda files: LlamaHandler(files.model, threads=2, slots=2, context=files.context, model_id=files.id),
         NoEmbedder(),
     )
@@ -381,9 +382,8 @@ async def engine(gguf: Path, **patience: float) -> AsyncIterator[tuple[OpenAICom
         patient = protocol(Patience(**SHORT | patience))
         server = uvicorn.Server(uvicorn.Config(app, uds=str(path), log_level="error", loop="asyncio", http=patient, ws="none"))
         task = asyncio.create_task(server.serve())
-        client = OpenAICompatible(partial(network.socket_client, path), context=1024)
-        while not (await client.health()).ok:
-            await asyncio.sleep(0.05)
+        client = OpenAICompatible(partial(network.socket_client, path), context=context)
+        await come(client, lambda _facts: True)
         await client.load("starter")
         try:
             yield client, path
@@ -391,6 +391,14 @@ async def engine(gguf: Path, **patience: float) -> AsyncIterator[tuple[OpenAICom
             await client.close()
             server.should_exit = True
             await task
+
+
+async def come(client: OpenAICompatible, holds: Callable[[dict[str, Any]], bool], seconds: float = 120) -> None:
+    """Wait until the engine answers and says so of itself."""
+    ends = time.monotonic() + seconds
+    while not ((health := await client.health()).ok and holds(health.facts)):
+        assert time.monotonic() < ends, "it did not come about in time"
+        await asyncio.sleep(0.02)
 
 
 async def said(client: OpenAICompatible, request: Request) -> bool:
@@ -414,8 +422,7 @@ async def test_the_engine_sends_slow_clients_away_and_a_stream_that_nobody_reads
             reader, writer = await asyncio.open_unix_connection(str(path), limit=1024)
             writer.write(ask % len(sent) + sent)
             silent.append((reader, writer))
-        while (await client.health()).facts["running"] < 2:
-            await asyncio.sleep(0.02)
+        await come(client, lambda facts: facts["running"] == 2)
         slow = [(b"", b""), (HEAD, b"b"), (ask % 5000, b" ")]
         tasks = [asyncio.create_task(dropped(connect, *slow[number % 3], most=60)) for number in range(150)]
         answer = asyncio.create_task(said(client, Request([Message("user", "Why?")], max_tokens=8)))
@@ -426,12 +433,10 @@ async def test_the_engine_sends_slow_clients_away_and_a_stream_that_nobody_reads
             took.append(time.monotonic() - began)
             await asyncio.sleep(0.05)
         assert max(took) < 10 and len(took) > 5
-        assert await asyncio.wait_for(answer, 20), "who asks is answered as soon as a place is free"
+        assert await asyncio.wait_for(answer, 120), "who asks is answered as soon as a place is free"
         for task in tasks:
             task.result()  # gone within `most`
-        async with asyncio.timeout(10):
-            while (await client.health()).facts["running"]:
-                await asyncio.sleep(0.05)
+        await come(client, lambda facts: facts["running"] == 0)
         await asyncio.sleep(SHORT["read"] + 2)  # the model may have finished long before the readers are given up
         for reader, writer in silent:  # what was sent before it was given up is there; the end is not
             text = b""
@@ -439,6 +444,28 @@ async def test_the_engine_sends_slow_clients_away_and_a_stream_that_nobody_reads
                 while piece := await reader.read(1 << 16):
                     text += piece
             assert b"[DONE]" not in text and text.count(b"data: ") > 5
+            writer.close()
+
+
+@pytest.mark.llama
+async def test_it_is_its_reader_who_ends_an_answer_that_has_no_end(starter_gguf: Path) -> None:
+    """Thirty thousand tokens: whoever is gone before so many steps were made, did not come to the end of the answer."""
+    endless = 30_000
+    with counted_steps() as steps:
+        async with engine(starter_gguf, context=32_768) as (client, path):
+            body = {
+                "messages": [{"role": "user", "content": "Why?"}], "max_tokens": endless, "ignore_eos": True, "stream": True,
+                "logprobs": True, "top_logprobs": 20, "temperature": 1.0,
+            }  # fmt: skip
+            sent = json.dumps(body).encode()
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\n"
+            _, writer = await asyncio.open_unix_connection(str(path), limit=1024)
+            writer.write(head + b"content-length: %d\r\n\r\n" % len(sent) + sent)
+            await come(client, lambda facts: facts["running"] == 1)
+            before = len(steps)
+            await come(client, lambda facts: facts["running"] == 0, 600)
+            assert len(steps) - before < endless // 12, "at most eleven tokens come of one step"
+            assert 'engine_requests_total{outcome="left"} 1' in await client.metrics()
             writer.close()
 
 
