@@ -15,6 +15,7 @@ from appliance.conversations import Conversation, Turn
 
 MOST = 50
 AROUND = 70  # letters on each side of what was found
+_LOOKS = re.compile(r"\*\*|`|^#+ |^> ?|\[\d+(?:, ?\d+)*\]", re.M)  # of Markdown, which is shown as plain text here
 _MARKS = re.compile("[\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0610-\u061a\u0640\u064b-\u065f\u0670]")
 
 
@@ -38,12 +39,17 @@ def find(talks: Iterable[tuple[Conversation, Sequence[Turn]]], words: str, most:
         whole = "\n".join([plain(chat.title), *(text for _, text in texts)])
         if not all(word in whole for word in wanted):
             continue
-        best = max(texts, key=lambda one: sum(word in one[1] for word in wanted), default=None)
+        best = max(texts, key=lambda one: _worth(one[0], one[1], wanted, chat.title), default=None)
         word = next((word for word in wanted if best is not None and word in best[1]), "")
         hits.append(Hit(chat, best[0].id, *_around(best[0].said, word)) if best is not None and word else Hit(chat, ""))
         if len(hits) == most:
             break
     return hits
+
+
+def _worth(turn: Turn, text: str, wanted: Sequence[str], title: str) -> tuple[int, bool]:
+    """The turn with most of the words is shown, and of those one that says more than the title does."""
+    return sum(word in text for word in wanted), turn.said != title
 
 
 def plain(text: str) -> str:
@@ -60,7 +66,7 @@ def _around(text: str, word: str) -> tuple[str, str, str]:
     first, last = places[start], places[start + len(word) - 1] + 1
     while last < len(text) and not plain(text[last]):
         last += 1
-    before, after = " ".join(text[:first].split()), " ".join(text[last:].split())
+    before, after = (" ".join(_LOOKS.sub("", part).split()) for part in (text[:first], text[last:]))
     before = before if len(before) <= AROUND else "… " + before[-AROUND:].partition(" ")[2]
     after = after if len(after) <= AROUND else after[:AROUND].rpartition(" ")[0] + " …"
     glue = [" " if text[at : at + 1].isspace() else "" for at in (max(first - 1, 0), last)]

@@ -80,6 +80,7 @@ async def _chat_page(
         lesson=lesson,
         left=await asyncio.to_thread(box.chat.quotas.left, user, lesson.class_id),
         gone=await asyncio.to_thread(kept.deleted, user, gone) if gone else None,
+        now=int(time.time()),
         writing=any(turn.state == "streaming" for turn in turns),
         given=await asyncio.to_thread(box.feedback.of, user, [turn.id for turn in turns]) | typed.pop("given", {}),
         may_correct=box.accounts.can(user, "correct", "answer"),
@@ -199,7 +200,8 @@ async def _frames(request: Request, user: User, turn: str, after: int) -> AsyncG
         async for event in events:
             data: dict[str, Any] = dict(event.data)
             if event.kind in ("queue", "sources", "saving"):
-                data = {"words": _standing(request, event.kind, data)}
+                told = {key: data[key] for key in ("place", "wait", "covered") if key in data}
+                data = told | {"words": _standing(request, event.kind, data)}
             elif event.kind == "quotes":
                 data = {"html": show.render(request, "lead.html", turn=await asyncio.to_thread(conversations.turn, user, turn))}
             elif event.kind in ("done", "error"):

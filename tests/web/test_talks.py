@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -17,7 +19,7 @@ from appliance.errors import Conflict
 from appliance.tables import conversations
 from appliance.tuning.store import ExampleStore
 from appliance.web.export import file_name, markdown
-from tests.web.conftest import BASE, csrf
+from tests.web.conftest import BASE, csrf, events
 from tests.web.test_pages import HOSTILE, QUESTION, ask
 
 SCRIPT = {"accept": "application/json"}
@@ -316,11 +318,11 @@ async def test_pages_of_the_chat_have_no_inline_script_and_no_foreign_link(perso
 
 
 async def test_the_stream_says_where_an_answer_stands_in_the_readers_language(person: httpx.AsyncClient, box: Any) -> None:
-    box.pool.pace = 0.01
+    box.pool.pace = 0.03
     data = await ask(person, QUESTION)
     told = {kind: json.loads(words) for kind, words in data["events"] if kind in ("queue", "sources")}
-    assert told["queue"] == {"words": "You are number 2 in line. About 1 second."}
-    assert told["sources"] == {"words": "Found 2 passages. Writing."}
+    assert told["queue"] == {"place": 2, "wait": 1.0, "words": "You are number 2 in line. About 1 second."}
+    assert told["sources"] == {"covered": True, "words": "Found 2 passages. Writing."}
 
 
 async def test_words_cost_no_look_at_the_database(person: httpx.AsyncClient, box: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,11 +335,23 @@ async def test_words_cost_no_look_at_the_database(person: httpx.AsyncClient, box
         return turn(*arguments)
 
     monkeypatch.setattr(box.chat.conversations, "turn", counted)
-    counts = []
+    make, counts = box.pool.generate, []
     for words in (5, 500):
-        box.pool.answer, reads["turn"] = "word " * words, 0
-        data = await ask(person, QUESTION)
-        assert [kind for kind, _ in data["events"]].count("text") >= words
+        gate, reads["turn"], box.pool.answer = asyncio.Event(), 0, "word " * words
+
+        async def waits(request: Any, gate: asyncio.Event = gate) -> AsyncIterator[Any]:
+            await gate.wait()
+            async with aclosing(make(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+        box.pool.generate = waits
+        asked = (await person.post("/chat/ask", data={"question": QUESTION}, headers=SCRIPT)).json()
+        reading = asyncio.create_task(person.get(f"/chat/stream/{asked['turn']}"))
+        while not reads["turn"]:
+            await asyncio.sleep(0.01)
+        gate.set()
+        assert [kind for kind, _ in events((await reading).text)].count("text") >= words
         counts.append(reads["turn"])
     assert counts[0] == counts[1]
 
