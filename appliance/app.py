@@ -32,6 +32,7 @@ from appliance.errors import ApplianceError, BadInput, GateNotPassed, ModelUnava
 from appliance.jobs import held
 from appliance.knowledge.library import Library
 from appliance.registry import Manifest, Registry
+from appliance.safeguarding import Safeguarding
 from appliance.settings import Settings
 from appliance.supervisor import end
 
@@ -60,7 +61,10 @@ class Appliance:
         self.accounts = Accounts(self.database, settings)
         self.people = People(self.database)
         self.classes = Classes(self.database)
-        self.chat = Chat(self.database, self.library, self.pool, self.accounts, settings, self._is_starter)
+        self.safeguarding = Safeguarding(self.database, self.audit)
+        self.chat = Chat(
+            self.database, self.library, self.pool, self.accounts, settings, self._is_starter, self.safeguarding
+        )  # fmt: skip
 
     @classmethod
     def open(cls, settings: Settings) -> Appliance:
@@ -76,6 +80,7 @@ class Appliance:
 
     async def close(self) -> None:
         await self.pool.close()
+        await self.safeguarding.close()
         self.library.close()
         self.database.close()
 

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from appliance import prompts
+from appliance.audit import Audit
 from appliance.citations import Citations
 from appliance.classes import Classes
 from appliance.conversations import Conversations, Turn
@@ -25,10 +26,12 @@ from appliance.coverage import Sources, shorten
 from appliance.engine.handler import Message, Request
 from appliance.errors import ApplianceError, BadInput, Busy, Conflict, ModelUnavailable, TooLarge
 from appliance.fence import Fence, secret_of
+from appliance.guarding import HANDLER, Guard
 from appliance.knowledge import suspicion
 from appliance.knowledge.follow_ups import to_search
 from appliance.knowledge.shelves import Filter
 from appliance.running import Event, Kept, Run, failure, summary
+from appliance.safeguarding import Safeguarding
 
 if TYPE_CHECKING:
     from appliance.accounts import Accounts, User
@@ -64,8 +67,10 @@ class Chat:
         accounts: Accounts,
         settings: Settings,
         starter_of: Callable[[str], bool] | None = None,
+        safeguarding: Safeguarding | None = None,
     ) -> None:
         """`starter_of` tells of a model's id or alias whether it is the starter's kin; without it every named model is."""
+        self.guard = Guard(settings, safeguarding or Safeguarding(database, Audit(database)))
         self.conversations = Conversations(database, accounts)
         self._library = library
         self._pool = pool
@@ -78,6 +83,24 @@ class Chat:
 
     # --- one answer, not stored --------------------------------------------------------------------------------------
     async def complete(
+        self, user: User, messages: Sequence[Message], *, conversation: str = "", **options: Any
+    ) -> AsyncGenerator[Event, None]:
+        """`_unguarded`, inside the safety guard: every door comes this way, and what is stopped ends as a "done" event.
+
+        `conversation`: the stored one it belongs to. Takes and raises what `_unguarded` does.
+        """
+        self._accounts.require(user, "ask", "chat")
+        _split(messages)
+
+        def answer(checked: Sequence[Message]) -> AsyncGenerator[Event, None]:
+            return self._unguarded(user, checked, **options)
+
+        guarded = self.guard.over(user, messages, answer, grade=options.get("grade"), conversation=conversation)
+        async with aclosing(guarded) as events:
+            async for event in events:
+                yield event
+
+    async def _unguarded(
         self,
         user: User,
         messages: Sequence[Message],
@@ -364,7 +387,8 @@ class Chat:
         await asyncio.to_thread(self.conversations.delete, user, conversation)
 
     async def recover(self) -> None:
-        """After a crash: answers that nobody is writing any more are failed, with what they had."""
+        """After a crash: answers that nobody is writing any more are failed, with what they had. Reads the safety rules."""
+        await self.guard.ready()
         await asyncio.to_thread(self.conversations.fail_unfinished, list(self._runs))
 
     async def close(self) -> None:
@@ -373,6 +397,7 @@ class Chat:
         for run in list(self._runs.values()):
             run.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.guard.safeguarding.close()
 
     async def _answer(self, run: Run, user: User, messages: list[Message], **options: Any) -> None:
         """Drive one answer to its end and write it down, whatever happens."""
@@ -382,7 +407,8 @@ class Chat:
         )
         saved = time.monotonic()
         try:
-            async with aclosing(self.complete(user, messages, **options)) as events:
+            conversation = run.ids["conversation"]
+            async with aclosing(self.complete(user, messages, conversation=conversation, **options)) as events:
                 async for event in events:
                     kept.take(event)
                     if event.kind == "done":
@@ -402,6 +428,8 @@ class Chat:
         try:
             columns = kept.columns(end.data.get("state", "failed"), end.data.get("message", ""), end.data.get("hint", ""))
             await asyncio.to_thread(self.conversations.save_answer, run.ids["turn"], columns)
+            if columns["handler"] == HANDLER:
+                await asyncio.to_thread(self.conversations.mark_blocked, run.ids["question"])
         except ApplianceError as error:
             end = failure(error)
         run.emit(end, last=True)
@@ -450,9 +478,10 @@ def _split(messages: Sequence[Message]) -> tuple[str, list[Message], str]:
 
 
 def _history(earlier: Sequence[Turn]) -> list[Message]:
-    """Questions with their answers; an answer that never came takes its question with it. Quotes stand for a starter's."""
+    """Questions with their answers; an answer that never came, or was stopped, takes its question with it."""
     messages: list[Message] = []
     for question, reply in zip(earlier[::2], earlier[1::2], strict=False):
-        if text := reply.facts.get("lead") or reply.text:
+        text = reply.facts.get("lead") or reply.text
+        if text and reply.state != "blocked":
             messages += [Message("user", question.text), Message("assistant", text)]
     return messages

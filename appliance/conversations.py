@@ -29,7 +29,7 @@ LONGEST_TITLE = 60
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question or an answer. `state`: done, streaming, stopped, failed.
+    """A question or an answer. `state`: done, streaming, stopped, failed, blocked.
 
     Of an answer, `facts` holds `lead` (Markdown that stands above a starter's words), `starter`, `nearest`, `lexical_only`,
     `finish`, `notice` and `error`, beside the token counts.
@@ -148,6 +148,11 @@ class Conversations:
         gone = set(connection.scalars(sa.select(gone_documents.c.id).where(gone_documents.c.id.in_(cited))))
         stored = connection.scalar(sa.select(turns.c.passages).where(turns.c.id == turn))
         return gone | {passage["document"] for passage in stored or () if not passage["text"]}
+
+    def mark_blocked(self, turn: str) -> None:
+        """A question that was judged unsafe: it goes into no prompt and no example."""
+        with self._database.begin() as connection:
+            connection.execute(sa.update(turns).where(turns.c.id == turn).values(state="blocked"))
 
     def fail_unfinished(self, running: Sequence[str]) -> None:
         """Answers that nobody writes any more (all but `running`) keep what they had and are marked failed."""

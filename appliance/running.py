@@ -106,7 +106,7 @@ class Kept:
         facts = {
             **done["tokens"], "lead": done["lead"], "starter": done["starter"], "finish": done["finish"], "notice": self.notice,
             "nearest": self.sources.get("nearest", []), "lexical_only": self.sources.get("lexical_only", False),
-            "error": error, "hint": hint,
+            "error": error, "hint": hint, **({"verdict": done["verdict"]} if "verdict" in done else {}),
         }  # fmt: skip
         return {
             **{key: done[key] for key in ("text", "model", "handler", "covered", "seconds")},

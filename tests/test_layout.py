@@ -26,6 +26,7 @@ WORK = [
     "tuning",
     "plugins",
     "safeguarding",
+    "guarding",
     "backup",
     "doctor",
 ]
@@ -40,6 +41,10 @@ WITHIN = {
     ("chat", "running"),
     ("coverage", "running"),
     ("running", "conversations"),
+    ("chat", "guarding"),
+    ("chat", "safeguarding"),
+    ("guarding", "running"),
+    ("guarding", "safeguarding"),
     ("practice", "chat"),
     ("plugins", "tuning"),
     ("app", "supervisor"),

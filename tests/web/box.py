@@ -24,6 +24,7 @@ from appliance.engine.handler import Chunk, Message, Request, Usage
 from appliance.engine.pool import Serving
 from appliance.errors import ModelUnavailable, NotFound
 from appliance.knowledge.library import Document, Found, Passage, Within
+from appliance.safeguarding import Safeguarding
 from appliance.settings import Settings
 
 LEAVES = (
@@ -152,11 +153,14 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     library = library(database) if library else PretendLibrary()
     accounts, pool = Accounts(database, settings), pool or PretendPool(pace)
     starter_of = getattr(pool, "starter_of", None)
-    chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of)  # type: ignore[arg-type]
+    audit = Audit(database)
+    safeguarding = Safeguarding(database, audit)
+    chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of, safeguarding=safeguarding)  # type: ignore[arg-type]
     registry = SimpleNamespace(list=list)
     return SimpleNamespace(
         settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry,
-        people=People(database), classes=Classes(database), audit=Audit(database),
+        people=People(database), classes=Classes(database), audit=audit,
+        safeguarding=safeguarding,
     )  # fmt: skip
 
 
