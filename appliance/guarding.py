@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from appliance.settings import Settings
 
 HANDLER = "support"  # what "answers" where a fixed text does
+LONG = 2000  # characters that are judged in a thread, so that nobody else's page waits
 YOUNG = 5  # up to this grade pupils are judged more strictly
 
 Answer = Callable[[Sequence[Message]], AsyncGenerator[Event, None]]
@@ -68,7 +69,10 @@ class Guard:
         started = time.monotonic()
         policy = await self.ready()
         reader = reader_of(user, grade)
-        judged = judge(policy, messages, reader)
+        if sum(len(message.content) for message in messages) > LONG:
+            judged = await asyncio.to_thread(judge, policy, messages, reader)
+        else:
+            judged = judge(policy, messages, reader)
         for verdict, text in judged.told:
             await self.safeguarding.report(user, verdict, text, conversation=conversation)
         if judged.stopped is not None:
@@ -87,7 +91,8 @@ class Guard:
         parts = [texts[verdict.support or "answer"].strip()]
         if verdict.action in ("block", "escalate") and not verdict.support.endswith("answer"):
             if self._settings.safeguarding_contact and verdict.flag:
-                parts.append(texts["contact"].format(contact=self._settings.safeguarding_contact))
+                # Isolated, so that a name of one script keeps its order inside a sentence of another.
+                parts.append(texts["contact"].format(contact=f"\u2068{self._settings.safeguarding_contact}\u2069"))
             if verdict.flag:
                 parts.append(texts["seen"])
         return "\n\n".join(parts)

@@ -191,7 +191,7 @@ class Safeguarding:
     def list(self, *, closed: bool = False, limit: int = 200) -> Sequence[Flag]:
         """Without their words: what is urgent and new first, then the latest."""
         state = flags.c.state == "closed" if closed else flags.c.state != "closed"
-        order = (flags.c.state != "new", flags.c.action == "review", flags.c.at.desc())
+        order = (flags.c.state != "new", flags.c.action == "review", flags.c.action != "escalate", flags.c.at.desc())
         with self._database.read() as connection:
             rows = connection.execute(sa.select(flags).where(state).order_by(*order).limit(limit)).all()
         return [_flag({**row._mapping, "text": "", "note": ""}) for row in rows]

@@ -121,7 +121,9 @@ class Policy:
             self._contexts[name] = [
                 compile_phrase(source, sets[language]) for language, sources in by_language.items() for source in sources
             ]
-        self._spelling = Spelling(vocabulary, words.get("misspelt", ()), words.get("correct", ()), words.get("starred", ()))
+        self._spelling = Spelling(
+            vocabulary, words.get("misspelt", ()), words.get("correct", ()), words.get("starred", ()), self._tells
+        )
 
     def _load(self, path: Path, sets: Mapping[str, Mapping[str, str]], vocabulary: set[str]) -> None:
         data = _read(path)
@@ -209,6 +211,10 @@ class Policy:
                     "" if this == "review" else rule.support, language,
                 )  # fmt: skip
         return best
+
+    def _tells(self, plain: str) -> bool:
+        numbers = self._index.candidates(set(plain.split()))
+        return any(self._rules[number][1].pattern.search(plain) for number in numbers)
 
     def _context(self, name: str, plain: str) -> bool:
         return any(phrase.pattern.search(plain) for phrase in self._contexts.get(name, ()))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 
 LONGEST_WORD = 60  # what is longer is no word: it is not taken apart
@@ -28,6 +28,8 @@ _ARABIC = str.maketrans({"ة": "ه", "ى": "ي", "ـ": None, "ٱ": "ا", "ک": "
 _ARABIC_PREFIXES = ("وال", "بال", "فال", "لل", "ال", "و", "ف", "ب", "ل")
 # Letters of other alphabets that look like ours: only in a word that has ours as well.
 _LOOKS_LIKE = str.maketrans("аеорсхуікмнтвзɑοιѕјԁ", "aeopcxyikmhtb3aoisjd")
+# Short words that may be a part of words run together: of others every long word could be made.
+_SHORT = frozenset(("i", "a", "to", "my", "me", "be", "it", "do", "so", "no", "in", "up", "of", "im", "je", "ya", "te"))
 _TWO = re.compile(r"(?<=[a-z]) 2 (?=[a-z])")  # "want 2 die"
 _LONG_RUN = re.compile(r"(.)\1{2,}")
 
@@ -35,6 +37,8 @@ _LONG_RUN = re.compile(r"(.)\1{2,}")
 class Spelling:
     """`vocabulary`: every word that a rule uses. `misspelt`: those that are recognised with a slip. `correct`: words that look
     like one of these with a slip, and are right as they stand. `starred`: those recognised with a letter starred out.
+
+    telling: whether some words together are what a rule looks for.
     """
 
     def __init__(
@@ -43,7 +47,9 @@ class Spelling:
         misspelt: Collection[str] = (),
         correct: Iterable[str] = (),
         starred: Iterable[str] = (),
+        telling: Callable[[str], bool] = lambda _plain: True,
     ) -> None:
+        self._telling = telling
         self._words = frozenset(vocabulary) | frozenset(misspelt)
         self._longest = max(map(len, self._words), default=0)
         self._correct = frozenset(correct)
@@ -117,8 +123,8 @@ class Spelling:
                 plain = word.translate(table)
                 if plain.isalpha() and plain in self._words:
                     return plain
-                if plain.isalpha() and (glued := self._split(plain)):
-                    return " ".join(glued)
+                if plain.isalpha() and (glued := self._glued(plain)):
+                    return glued
             return word
         if not word.isascii():
             mixed = word.translate(_LOOKS_LIKE)
@@ -131,7 +137,12 @@ class Spelling:
             shorter = _LONG_RUN.sub(short, word)
             if shorter != word and shorter in self._words:
                 return shorter
-        return self._slip(word) or " ".join(self._split(word)) or word
+        return self._slip(word) or self._glued(word) or word
+
+    def _glued(self, word: str) -> str:
+        """Words run together, where a rule speaks of them: nearly every long word could be taken apart into some."""
+        words = " ".join(self._split(word))
+        return words if words and self._telling(f" {words} ") else ""
 
     def _slip(self, word: str) -> str:
         if len(word) < 5:
@@ -150,7 +161,7 @@ class Spelling:
         for end in range(1, len(word) + 1):
             for start in range(max(0, end - self._longest), end):
                 before, piece = best[start], word[start:end]
-                if before is None or piece not in self._words or (len(piece) == 1 and piece not in "iau"):
+                if before is None or piece not in self._words or (len(piece) < 3 and piece not in _SHORT):
                     continue
                 if best[end] is None or len(before) + 1 < len(best[end] or []):
                     best[end] = [*before, piece]

@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 
 from appliance.chat import where
 from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, NotSignedIn, TooLarge
-from appliance.web import api, auth, library, pages, show
+from appliance.web import api, auth, library, pages, safeguarding, show
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -74,6 +74,7 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.include_router(api.router)
     app.include_router(library.router)
     app.include_router(pages.router)
+    app.include_router(safeguarding.router)
     return app
 
 

@@ -5,6 +5,7 @@ Hides where templates and static files lie and what they are given. It decides n
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import time
@@ -24,6 +25,7 @@ from appliance.web.markdown import to_html
 
 if TYPE_CHECKING:
     from appliance.accounts import User
+    from appliance.safeguarding import Alarm
 
 HERE = Path(__file__).parent
 
@@ -39,6 +41,8 @@ class Room:
 ROOMS: list[tuple[str, str, tuple[str, str], tuple[str, ...]]] = [
     ("/chat", "Chat", ("ask", "chat"), ()),
     ("/library", "Library", ("read", "library"), ("/document", "/passage")),
+    ("/safeguarding", "Safeguarding", ("read", "flag"), ()),
+    ("/counts", "Safety counts", ("read", "class counter"), ()),
     ("/keys", "Keys", ("create", "key"), ()),
     ("/about", "About", ("ask", "chat"), ()),
 ]
@@ -54,8 +58,23 @@ async def page(request: Request, template: str, status: int = 200, /, **values: 
     """A whole page, with who is signed in and the token that its forms need."""
     session = await auth.session(request)
     me = session.user if session else None
-    html = render(request, template, me=me, csrf=await auth.csrf(request), rooms=rooms(request, me), **values)
+    about = {"me": me, "csrf": await auth.csrf(request), "rooms": rooms(request, me), "watches": _watches(request, me)}
+    html = render(request, template, **about, alarm=await alarm_for(request, me), **values)
     return HTMLResponse(html, status)
+
+
+def _watches(request: Request, me: User | None) -> bool:
+    """Whether this person has to know of new safeguarding messages, or that nobody can read them."""
+    accounts = auth.box(request).accounts
+    return accounts.can(me, "read", "flag") or accounts.can(me, "change", "people")
+
+
+async def alarm_for(request: Request, me: User | None) -> Alarm | None:
+    """What the banner says to this person; None for nothing."""
+    box = auth.box(request)
+    if not _watches(request, me):
+        return None
+    return await asyncio.to_thread(box.safeguarding.alarm, lead=box.accounts.can(me, "read", "flag"))
 
 
 def rooms(request: Request, me: User | None) -> list[Room]:
