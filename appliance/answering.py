@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.conversations import UNDO_SECONDS
 from appliance.errors import ApplianceError, Busy, Conflict, where
-from appliance.running import Event, Run, failure, summary
+from appliance.running import SUPPORT, Event, Run, failure, summary
 
 if TYPE_CHECKING:
     from appliance.accounts import Accounts, User
@@ -203,6 +203,8 @@ class Answers:
         """The final words of an answer. Raises what the disk says."""
         if run.unsaved is not None:
             await self._write(run, run.unsaved)
+            if run.unsaved["handler"] == SUPPORT:
+                await asyncio.to_thread(self._conversations.mark_blocked, run.ids["question"])
             run.unsaved = None
 
     async def _keep_trying(self, run: Run) -> None:

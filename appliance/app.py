@@ -36,6 +36,7 @@ from appliance.feedback import Feedback
 from appliance.jobs import Jobs, held
 from appliance.knowledge.library import Library
 from appliance.registry import Manifest, Registry
+from appliance.safeguarding import Safeguarding
 from appliance.settings import Settings
 from appliance.supervisor import end
 from appliance.tuning.giving import Giving
@@ -68,7 +69,10 @@ class Appliance:
         self.people = People(self.database)
         self.classes = Classes(self.database)
         self.jobs = Jobs(self.database, settings)
-        self.chat = Chat(self.database, self.library, self.pool, self.accounts, settings, self._is_starter)
+        self.safeguarding = Safeguarding(self.database, self.audit)
+        self.chat = Chat(
+            self.database, self.library, self.pool, self.accounts, settings, self._is_starter, self.safeguarding
+        )  # fmt: skip
         giving = Giving(self.database)
         self.feedback = Feedback(
             self.database, self.chat.conversations, self.accounts, self.audit, giving.keep, giving.take_back
@@ -88,6 +92,7 @@ class Appliance:
 
     async def close(self) -> None:
         await self.pool.close()
+        await self.safeguarding.close()
         self.library.close()
         self.database.close()
 

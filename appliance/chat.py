@@ -8,6 +8,7 @@ what leads while only a starter model serves. It renders no HTML, knows no HTTP,
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -19,18 +20,21 @@ from typing import TYPE_CHECKING, Any
 from appliance import prompts
 from appliance.accounts import PUPIL
 from appliance.answering import Answers
+from appliance.audit import Audit
 from appliance.citations import Citations
 from appliance.conversations import Conversations, Turn, talk
 from appliance.coverage import Sources, shorten
 from appliance.engine.handler import Message, Request
-from appliance.errors import BadInput, ModelUnavailable, TooLarge
+from appliance.errors import ApplianceError, BadInput, Closed, ModelUnavailable, TooLarge, UsedUp
 from appliance.fence import Fence, secret_of
+from appliance.guarding import Guard
 from appliance.knowledge import suspicion
 from appliance.knowledge.follow_ups import to_search
 from appliance.knowledge.shelves import Filter
 from appliance.lessons import Lesson, Lessons
 from appliance.quotas import Quotas
 from appliance.running import Event
+from appliance.safeguarding import Safeguarding
 
 if TYPE_CHECKING:
     from appliance.accounts import Accounts, User
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
     from appliance.knowledge.library import Library, Passage
     from appliance.settings import Settings
 
+log = logging.getLogger(__name__)
+
+SLOW_COUNT = 0.3  # seconds that an answer's end waits for its tokens to be counted
 LONGEST_QUESTION = 20_000
 ANOTHER_TEMPERATURE = 0.7
 # A starter that answers greedily falls into loops; a few words of it are enough to see that it runs.
@@ -63,8 +70,10 @@ class Chat:
         accounts: Accounts,
         settings: Settings,
         starter_of: Callable[[str], bool] | None = None,
+        safeguarding: Safeguarding | None = None,
     ) -> None:
         """`starter_of` tells of a model's id or alias whether it is the starter's kin; without it every named model is."""
+        self.guard = Guard(settings, safeguarding or Safeguarding(database, Audit(database)))
         self.conversations = Conversations(database, accounts)
         self._library = library
         self._pool = pool
@@ -74,13 +83,32 @@ class Chat:
         self.lessons = Lessons(database)
         self.quotas = Quotas(database)
         self._fence: Fence | None = None
+        self._counting: set[asyncio.Task[None]] = set()
         # What happens to an answer once it is begun. `recover` before the first page, `close` at the end.
         answers = self._answers = Answers(self.conversations, accounts)
         self.follow, self.stop, self.leave, self.delete = answers.follow, answers.stop, answers.leave, answers.delete
-        self.answering, self.close = answers.answering, answers.close
+        self.answering = answers.answering
 
     # --- one answer, not stored --------------------------------------------------------------------------------------
     async def complete(
+        self, user: User, messages: Sequence[Message], *, conversation: str = "", **options: Any
+    ) -> AsyncGenerator[Event, None]:
+        """`_unguarded`, inside the safety guard: every door comes this way, and what is stopped ends as a "done" event.
+
+        `conversation`: the stored one it belongs to. Takes and raises what `_unguarded` does.
+        """
+        self._accounts.require(user, "ask", "chat")
+        _split(messages)
+
+        def answer(checked: Sequence[Message]) -> AsyncGenerator[Event, None]:
+            return self._unguarded(user, checked, **options)
+
+        guarded = self.guard.over(user, messages, answer, grade=options.get("grade"), conversation=conversation)
+        async with aclosing(guarded) as events:
+            async for event in events:
+                yield event
+
+    async def _unguarded(
         self,
         user: User,
         messages: Sequence[Message],
@@ -107,7 +135,6 @@ class Chat:
         System messages need the right to instruct, and stand after ours. Closing the generator frees the model at once.
         Raises NotSignedIn, Forbidden, Closed, BadInput, NotFound, TooLarge, Busy, ModelUnavailable.
         """
-        self._accounts.require(user, "ask", "chat")
         question, history, instructions = _split(messages)
         if instructions:
             self._accounts.require(user, "instruct", "chat")
@@ -145,8 +172,22 @@ class Chat:
                 if event.kind == "done":
                     event = Event("done", {**event.data, "seconds": round(time.monotonic() - started, 3)})
                     used = sum(event.data["tokens"].get(kind, 0) for kind in ("prompt", "completion"))
-                    await asyncio.to_thread(self.quotas.spent, user, lesson.class_id, used)
+                    await self._count(user, lesson.class_id, used)
                 yield event
+
+    async def _count(self, user: User, class_id: str, tokens: int) -> None:
+        """Note what an answer took. It is told before a slow or locked disk has taken this, and whether it does or not."""
+
+        async def note() -> None:
+            try:
+                await asyncio.to_thread(self.quotas.spent, user, class_id, tokens)
+            except ApplianceError as error:
+                log.warning("the tokens of an answer are not counted: %s", error.code)
+
+        counting = asyncio.create_task(note())
+        self._counting.add(counting)
+        counting.add_done_callback(self._counting.discard)
+        await asyncio.wait({counting}, timeout=SLOW_COUNT)
 
     async def admit(self, user: User, conversation: str | None = None, class_id: str = "") -> Lesson:
         """The lesson in which a question is answered, once it is counted. Raises Closed, UsedUp."""
@@ -322,7 +363,7 @@ class Chat:
         self._accounts.require(user, "ask", "chat")
         question = clean_question(question)
         await self._answers.room_for(user, conversation)
-        lesson = await self.admit(user, conversation, class_id)
+        lesson = await self._admitted(user, question, conversation, class_id)
         add = self.conversations.add_question
         ids, earlier = await asyncio.to_thread(add, user, question, conversation, shown, edits)
         if conversation is None and lesson.class_id:
@@ -342,12 +383,29 @@ class Chat:
         return await self._begin(user, ids, messages, lesson=lesson, **options)
 
     async def _begin(self, user: User, ids: dict[str, str], messages: list[Message], **options: Any) -> Event:
-        return await self._answers.begin(user, ids, self.complete(user, messages, **options))
+        events = self.complete(user, messages, conversation=ids["conversation"], **options)
+        return await self._answers.begin(user, ids, events)
+
+    async def _admitted(self, user: User, question: str, conversation: str | None, class_id: str) -> Lesson:
+        """As `admit`; but who needs help is heard also while the assistant rests: the guard answers, no model does."""
+        try:
+            return await self.admit(user, conversation, class_id)
+        except (Closed, UsedUp):
+            if not await self.guard.stops(user, question):
+                raise
+            return Lesson()
 
     async def recover(self) -> None:
-        """After a crash: answers that nobody is writing any more are failed, with what they had."""
+        """After a crash: answers that nobody is writing any more are failed, with what they had. Reads the safety rules."""
+        await self.guard.ready()
         await asyncio.to_thread(self.quotas.forget_old)
         await self._answers.recover()
+
+    async def close(self) -> None:
+        """Stop and store every answer under way, and what the safeguarding lead has to see."""
+        await self._answers.close()
+        await asyncio.gather(*self._counting)
+        await self.guard.safeguarding.close()
 
     async def answer(self, user: User, question: str, **options: Any) -> AsyncGenerator[Event, None]:
         """`start`, then `follow`."""

@@ -261,6 +261,11 @@ class Conversations:
         stored = connection.scalar(sa.select(turns.c.passages).where(turns.c.id == turn))
         return gone | {passage["document"] for passage in stored or () if not passage["text"]}
 
+    def mark_blocked(self, turn: str) -> None:
+        """A question that was judged unsafe: it goes into no prompt and no example."""
+        with self._database.begin() as connection:
+            connection.execute(sa.update(turns).where(turns.c.id == turn).values(state="blocked"))
+
     def fail_unfinished(self, running: Sequence[str]) -> None:
         """Answers that nobody writes any more (all but `running`) keep what they had and are marked failed."""
         with self._database.begin() as connection:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from appliance.conversations import Turn
 
 GRACE = 20.0
+SUPPORT = "support"  # the handler of an answer that is a fixed text: what was asked was judged unsafe
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Kept:
         facts = {
             **done["tokens"], "lead": done["lead"], "starter": done["starter"], "finish": done["finish"], "notice": self.notice,
             "nearest": self.sources.get("nearest", []), "lexical_only": self.sources.get("lexical_only", False),
-            "error": error, "hint": hint, "why": why,
+            "error": error, "hint": hint, "why": why, **({"verdict": done["verdict"]} if "verdict" in done else {}),
         }  # fmt: skip
         return {
             **{key: done[key] for key in ("text", "model", "handler", "covered", "seconds")},

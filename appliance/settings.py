@@ -44,6 +44,9 @@ class Settings(BaseSettings):
         ("127.0.0.1", "localhost", "[::1]", "appliance.local"),
         description="Names under which a browser may reach the pages; any other Host header is refused.",
     )
+    safeguarding_contact: str = Field(
+        "", max_length=300, description="Whom pupils can turn to, as fixed texts name them: a person, a room, a phone number."
+    )
     session_hours: float = Field(12.0, gt=0, le=24 * 30, description="A sign-in lasts this long.")
     threads: int = Field(0, ge=0, le=512, description="Threads for the language model; 0 takes every core.")
     slots: int = Field(0, ge=0, le=256, description="Conversations that run in one batch; 0 is what the machine bears.")

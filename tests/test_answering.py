@@ -224,15 +224,18 @@ async def test_a_disk_that_refuses_costs_no_word(
 ) -> None:
     monkeypatch.setattr(answering, "TRY_AGAIN", 0.05)
     monkeypatch.setattr(answering, "SAVE_EVERY", 0.0)
-    box.pool.answer, box.pool.pace = "word " * 3000 + "end", 0.0
+    box.pool.answer, box.pool.pace = "Leaves are green. " + "word " * 3000 + "end", 0.0
     gate = asyncio.Event()
     make = box.pool.generate
 
     async def waits(request: Request) -> AsyncGenerator[Chunk, None]:
         async with aclosing(make(request)) as chunks:
+            number = 0
             async for chunk in chunks:
                 yield chunk
-                await gate.wait()
+                number += 1
+                if number > 6:  # a sentence is shown once it was judged, and the next one has begun
+                    await gate.wait()
 
     box.pool.generate = waits
     ids = (await box.chat.start(me, QUESTION)).data

@@ -34,6 +34,7 @@ WORK = [
     "tuning",
     "plugins",
     "safeguarding",
+    "guarding",
     "backup",
     "doctor",
 ]
@@ -56,6 +57,10 @@ WITHIN = {
     ("chat", "quotas"),
     ("coverage", "running"),
     ("running", "conversations"),
+    ("chat", "guarding"),
+    ("chat", "safeguarding"),
+    ("guarding", "running"),
+    ("guarding", "safeguarding"),
     ("practice", "chat"),
     ("plugins", "tuning"),
     ("app", "supervisor"),

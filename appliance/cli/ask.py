@@ -34,7 +34,7 @@ async def ask(
         await appliance.close()
     show(out, answer)
     out.result(answer)
-    return 0
+    return 3 if answer["handler"] == "support" else 0  # refused by policy: what was shown is a fixed text
 
 
 async def answer_to(appliance: Any, question: str, *, collection: str | None = None, **options: Any) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class _Reply:
                 elif event.kind == "done":
                     done = event.data
         message = {"role": "assistant", "content": as_one_text(done["text"], done["lead"])}
-        choice = {"index": 0, "message": message, "finish_reason": done["finish"], "logprobs": None}
+        choice = {"index": 0, "message": message, "finish_reason": _finish(done), "logprobs": None}
         return {"object": "chat.completion", "choices": [choice], "usage": _usage(done), **self._common, **self._about(done)}
 
     async def frames(self, opening: list[Event], events: AsyncGenerator[Event, None], usage: bool) -> AsyncGenerator[str, None]:
@@ -153,7 +153,7 @@ class _Reply:
             except ApplianceError as error:  # too late for a status code
                 yield frame(openai_error(error))
                 return
-        yield self._chunk({}, finish=done["finish"], **self._about(done))
+        yield self._chunk({}, finish=_finish(done), **self._about(done))
         if usage:
             yield frame({"object": "chat.completion.chunk", "choices": [], "usage": _usage(done), **self._common})
         yield frame("[DONE]")
@@ -170,6 +170,11 @@ class _Reply:
             "covered": done["covered"],
             "passages": self._sources.get("passages", []),
         }
+
+
+def _finish(done: dict[str, Any]) -> str:
+    """OpenAI's word for what was stopped."""
+    return "content_filter" if done["finish"] == "blocked" else str(done["finish"])
 
 
 def _usage(done: dict[str, Any]) -> dict[str, Any]:

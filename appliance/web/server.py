@@ -36,6 +36,7 @@ from appliance.web import (
     quotas,
     review,
     roll,
+    safeguarding,
     show,
     signing,
     talks,
@@ -101,6 +102,7 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.include_router(roll.router)  # before people: its addresses are more particular
     app.include_router(people.router)
     app.include_router(talks.router)
+    app.include_router(safeguarding.router)
     return app
 
 

@@ -5,6 +5,7 @@ Hides where templates and static files lie and what they are given. It decides n
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import time
@@ -24,6 +25,7 @@ from appliance.web.markdown import to_html
 
 if TYPE_CHECKING:
     from appliance.accounts import User
+    from appliance.safeguarding import Alarm
 
 HERE = Path(__file__).parent
 
@@ -41,6 +43,8 @@ ROOMS: list[tuple[str, str, tuple[str, str], tuple[str, ...]]] = [
     ("/classes", "Classes", ("create", "class"), ()),
     ("/library", "Library", ("read", "library"), ("/document", "/passage")),
     ("/review", "Review", ("review", "example"), ()),
+    ("/safeguarding", "Safeguarding", ("read", "flag"), ()),
+    ("/counts", "Safety counts", ("read", "class counter"), ()),
     ("/admin", "The box", ("read", "settings"), ()),
     ("/keys", "Keys", ("create", "key"), ()),
     ("/about", "About", ("ask", "chat"), ()),
@@ -58,8 +62,23 @@ async def page(request: Request, template: str, status: int = 200, /, **values: 
     session = await auth.session(request)
     me = session.user if session else None
     may_enter = [] if session and session.temporary else rooms(request, me)
-    html = render(request, template, me=me, csrf=await auth.csrf(request), rooms=may_enter, **values)
+    about = {"me": me, "csrf": await auth.csrf(request), "rooms": may_enter, "watches": _watches(request, me)}
+    html = render(request, template, **about, alarm=await alarm_for(request, me), **values)
     return HTMLResponse(html, status)
+
+
+def _watches(request: Request, me: User | None) -> bool:
+    """Whether this person has to know of new safeguarding messages, or that nobody can read them."""
+    accounts = auth.box(request).accounts
+    return accounts.can(me, "read", "flag") or accounts.can(me, "change", "people")
+
+
+async def alarm_for(request: Request, me: User | None) -> Alarm | None:
+    """What the banner says to this person; None for nothing."""
+    box = auth.box(request)
+    if not _watches(request, me):
+        return None
+    return await asyncio.to_thread(box.safeguarding.alarm, lead=box.accounts.can(me, "read", "flag"))
 
 
 def rooms(request: Request, me: User | None) -> list[Room]:

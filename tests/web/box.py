@@ -29,6 +29,7 @@ from appliance.jobs import Jobs
 from appliance.knowledge.library import Document, Found, Passage, Within
 from appliance.knowledge.shelves import Shelves
 from appliance.registry import Registry
+from appliance.safeguarding import Safeguarding
 from appliance.settings import Settings
 from appliance.tuning.giving import Giving
 
@@ -168,13 +169,14 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     library = library(database) if library else PretendLibrary(Shelves(database))
     accounts, pool = Accounts(database, settings), pool or PretendPool(pace)
     starter_of = getattr(pool, "starter_of", None)
-    chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of)  # type: ignore[arg-type]
-    registry = Registry(settings.models)
     audit, giving = Audit(database), Giving(database)
+    safeguarding = Safeguarding(database, audit)
+    chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of, safeguarding=safeguarding)  # type: ignore[arg-type]
+    registry = Registry(settings.models)
     feedback = Feedback(database, chat.conversations, accounts, audit, giving.keep, giving.take_back)
     return SimpleNamespace(
         settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry,
-        people=People(database), classes=Classes(database), audit=audit, feedback=feedback,
+        people=People(database), classes=Classes(database), audit=audit, feedback=feedback, safeguarding=safeguarding,
         jobs=Jobs(database, settings), promote=_nothing_to_serve, rollback=_nothing_to_serve, retraining_plan=list,
     )  # fmt: skip
 

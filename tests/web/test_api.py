@@ -55,7 +55,7 @@ async def test_a_streamed_answer(client: openai.AsyncOpenAI) -> None:
     )
     chunks = [chunk async for chunk in stream]
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text.startswith("Leaves look") and "[9]" not in text and len(chunks) > 6
+    assert text.startswith("Leaves look") and "[9]" not in text and len(chunks) > 4  # a chunk a sentence
     assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].usage
     last = chunks[-2]
     assert last.choices[0].finish_reason == "stop" and (last.model_extra or {})["passages"][0]["id"] == 12

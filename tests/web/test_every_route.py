@@ -60,6 +60,7 @@ MAKERS = frozenset({"brown", "white", "head"})  # who may make classes
 TEACH = frozenset({"brown", "head"})  # whose class it is, and who may change any
 READERS = frozenset({"ann", "brown"})  # to whom the books of 7B are open
 ANN, BROWN, HEAD, NOBODY = frozenset({"ann"}), frozenset({"brown"}), frozenset({"head"}), frozenset[str]()
+LEAD = frozenset({"lead"})
 
 # What is Ann's or her class's, and who may read it anywhere.
 CANARIES = {
@@ -68,6 +69,7 @@ CANARIES = {
     "CANARY-LESSON": READERS | {"head"},
     "CANARY-PUPIL": TEACH | ANN,
     "CANARY-KEY": BROWN,
+    "CANARY-FLAG": ANN | LEAD,
 }
 
 
@@ -164,6 +166,12 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/admin/retrain"): Row(HEAD),
     ("GET", "/admin/compare"): Row(MAKERS),
     ("POST", "/admin/compare"): Row(MAKERS, form={"a": "green-1", "b": "green-2", "choice": "t"}, status=400),
+    # safeguarding
+    ("GET", "/safeguarding"): Row(LEAD),
+    ("GET", "/safeguarding/alarm"): Row(INSIDE),
+    ("GET", "/safeguarding/{id}"): Row(LEAD, at={"id": "flag"}),
+    ("POST", "/safeguarding/{id}"): Row(LEAD, at={"id": "flag"}, form={"state": "seen"}),
+    ("GET", "/counts"): Row(MAKERS | LEAD),
     # the box
     ("GET", "/admin"): Row(HEAD),
     ("GET", "/admin/health"): Row(HEAD),
@@ -192,21 +200,9 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/v1/embeddings"): Row(STAFF, scope="embed", json={"model": "default", "input": "leaves"}),
 }
 THINGS = (
-    "talk",
-    "turn",
-    "document",
-    "passage",
-    "class",
-    "pupil",
-    "key",
-    "job",
-    "example",
-    "model",
-    "import",
-    "act",
-    "kind",
-    "deleted",
-)
+    "talk", "turn", "document", "passage", "class", "pupil", "key", "job", "example", "model", "import", "act", "kind", "deleted",
+    "flag",
+)  # fmt: skip
 
 
 # --- the addresses ----------------------------------------------------------------------------------------------------
@@ -260,6 +256,9 @@ async def _school(home: Path) -> tuple[Path, dict[str, Any]]:
     ann = box.accounts.named("ann")
     (asked,) = [one async for one in box.chat.answer(ann, "CANARY-TALK, why are leaves green?") if one.kind == "turn"]
     (other,) = [one async for one in box.chat.answer(ann, "CANARY-TALK, and why not blue?") if one.kind == "turn"]
+    async for _ in box.chat.answer(ann, "CANARY-FLAG, I want to kill myself"):
+        pass
+    known["flag"] = box.safeguarding.list()[0].id
     await box.chat.delete(ann, other.data["conversation"])
     known["deleted"] = other.data["conversation"]
     _, passages = await box.library.document(added.document, box_within(box, ann))

@@ -1,0 +1,227 @@
+"""The safety road: what every question and every answer passes, whichever door it came by.
+
+`over` stands around an answer: it judges what was asked before anything else happens (so that help is shown while no model
+runs), holds the model's words back until each sentence was judged, and tells `safeguarding`. Hides which fixed text stands in
+place of an answer, and in which language. It knows no page, no prompt and no model; the rules are `safety`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import tomllib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from appliance.engine.handler import Message
+from appliance.errors import ApplianceError, BadInput
+from appliance.running import SUPPORT, Event
+from appliance.safety import Policy, Reader, StreamGuard, Verdict
+
+if TYPE_CHECKING:
+    from appliance.accounts import User
+    from appliance.safeguarding import Safeguarding
+    from appliance.settings import Settings
+
+LONG = 2000  # characters that are judged in a thread, so that nobody else's page waits
+YOUNG = 5  # up to this grade pupils are judged more strictly
+
+Answer = Callable[[Sequence[Message]], AsyncGenerator[Event, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What may go on: the messages without what is personal, and without earlier ones that were stopped.
+
+    `stopped`: the verdict on the last message where it ends here. `told`: verdicts with the words they are about.
+    """
+
+    messages: list[Message]
+    stopped: Verdict | None = None
+    redacted: Verdict | None = None
+    told: list[tuple[Verdict, str]] = field(default_factory=list)
+
+
+class Guard:
+    """One for each process."""
+
+    def __init__(self, settings: Settings, safeguarding: Safeguarding) -> None:
+        self._settings = settings
+        self.safeguarding = safeguarding
+        self._policy: Policy | None = None
+
+    async def ready(self) -> Policy:
+        """The rules, read once: it takes a second, and a page must not wait for it in the loop."""
+        if self._policy is None:
+            self._policy = await asyncio.to_thread(policy_in, self._settings.content / "safety")
+        return self._policy
+
+    async def stops(self, user: User, text: str) -> bool:
+        """Whether somebody has to be told of this: then a fixed text answers, whatever else would keep it from an answer."""
+        verdict = _checked(await self.ready(), text, reader_of(user, None))
+        return verdict.action in ("block", "escalate") and bool(verdict.flag)
+
+    async def over(
+        self, user: User, messages: Sequence[Message], answer: Answer, *, grade: str | None = None, conversation: str = ""
+    ) -> AsyncGenerator[Event, None]:
+        """The events of an answer, or those of a fixed text. Closing it closes the answer's generator."""
+        started = time.monotonic()
+        policy = await self.ready()
+        reader = reader_of(user, grade)
+        if sum(len(message.content) for message in messages) > LONG:
+            judged = await asyncio.to_thread(judge, policy, messages, reader)
+        else:
+            judged = judge(policy, messages, reader)
+        for verdict, text in judged.told:
+            await self.safeguarding.report(user, verdict, text, conversation=conversation)
+        if judged.stopped is not None:
+            for event in self._support(user, judged.stopped, round(time.monotonic() - started, 3)):
+                yield event
+            return
+        if judged.redacted is not None:
+            yield Event("notice", {"message": self.text(judged.redacted, user)})
+        async with aclosing(self._guarded(policy, reader, user, judged.messages, answer, conversation)) as events:
+            async for event in events:
+                yield event
+
+    def text(self, verdict: Verdict, user: User) -> str:
+        """The fixed text that a verdict asks for: in the language it was written in, else in the reader's."""
+        texts = support_in(self._settings.content / "support", verdict.language or user.language or "en")
+        parts = [texts[verdict.support or "answer"].strip()]
+        if verdict.action in ("block", "escalate") and not verdict.support.endswith("answer"):
+            if self._settings.safeguarding_contact and verdict.flag:
+                # Isolated, so that a name of one script keeps its order inside a sentence of another.
+                parts.append(texts["contact"].format(contact=f"\u2068{self._settings.safeguarding_contact}\u2069"))
+            if verdict.flag:
+                parts.append(texts["seen"])
+        return "\n\n".join(parts)
+
+    def _support(self, user: User, verdict: Verdict, seconds: float) -> list[Event]:
+        text = self.text(verdict, user)
+        done = {
+            "state": "blocked", "text": text, "lead": "", "model": "", "handler": SUPPORT, "starter": False, "covered": None,
+            "finish": "blocked", "tokens": {}, "passages": [], "seconds": seconds, "verdict": about(verdict),
+        }  # fmt: skip
+        return [Event("text", {"delta": text}), Event("done", done)]
+
+    async def _guarded(
+        self, policy: Policy, reader: Reader, user: User, messages: Sequence[Message], answer: Answer, conversation: str
+    ) -> AsyncGenerator[Event, None]:
+        known = policy.known_text([message.content for message in messages if message.role == "user"])
+        last = ""
+
+        def judged(sentence: str, before: str) -> Verdict:
+            nonlocal last
+            last = sentence
+            return policy.check_answer(sentence, reader, before=before, known=known)
+
+        def instead(verdict: Verdict) -> str:
+            return self.text(verdict, user)
+
+        guard, said, sources = StreamGuard(judged, instead), "", Event("sources", {})
+        async with aclosing(answer(messages)) as events:
+            try:
+                async for event in events:
+                    if event.kind == "sources":
+                        sources = event
+                        known += policy.known_text([passage["text"] for passage in event.data.get("passages", ())])
+                    if event.kind == "text":
+                        shown = guard.feed(event.data["delta"])
+                    elif event.kind == "done":
+                        shown = guard.flush()
+                    else:
+                        yield event
+                        continue
+                    said += shown
+                    if shown:
+                        yield Event("text", {"delta": shown})
+                    if guard.ended is not None:
+                        await self.safeguarding.report(user, guard.ended, last, conversation=conversation, asks=False)
+                        yield self._cut(guard.ended, said, sources)
+                        return
+                    if event.kind == "done":
+                        changed = bool(guard.softened)
+                        yield Event("done", {**event.data, "text": said.strip()}) if changed else event
+            except ApplianceError:
+                if rest := guard.flush():  # what was written before it broke off is kept, once it is judged
+                    yield Event("text", {"delta": rest})
+                raise
+        for verdict in guard.softened:
+            await self.safeguarding.report(user, verdict, "", conversation=conversation, asks=False)
+
+    @staticmethod
+    def _cut(verdict: Verdict, said: str, sources: Event) -> Event:
+        about_model = {key: sources.data.get(key, "") for key in ("model", "handler")}
+        return Event("done", {
+            "state": "blocked", "text": said.strip(), "lead": "", "starter": False, "covered": sources.data.get("covered"),
+            "finish": "blocked", "tokens": {}, "seconds": None, "passages": [], **about_model, "verdict": about(verdict),
+        })  # fmt: skip
+
+
+def judge(policy: Policy, messages: Sequence[Message], reader: Reader) -> Judged:
+    """Every message that a person wrote: the last one decides, earlier ones that would have been stopped are left out."""
+    kept: list[Message] = []
+    told: list[tuple[Verdict, str]] = []
+    redacted = stopped = None
+    skipping = False
+    last = max((number for number, one in enumerate(messages) if one.role == "user"), default=-1)
+    for number, message in enumerate(messages):
+        if message.role != "user":
+            if not (skipping and message.role == "assistant"):
+                kept.append(message)
+            continue
+        verdict = _checked(policy, message.content, reader)
+        if verdict.name != "allow":
+            told.append((verdict, message.content))
+        skipping = verdict.action in ("block", "escalate")
+        if number == last:
+            stopped = verdict if skipping else None
+            redacted = verdict if verdict.action == "redact" else None
+        if not skipping:
+            kept.append(Message("user", verdict.text))
+    # Of an earlier message only a flag is news; what it counted, it counted when it was the last.
+    told = [(one, text) for one, text in told if one.flag or text == messages[last].content]
+    return Judged(kept, stopped, redacted, told)
+
+
+def reader_of(user: User, grade: str | None) -> Reader:
+    """Through a key somebody unknown may be writing: they are judged as pupils are."""
+    number = re.search(r"\d{1,2}", grade or "")
+    return Reader(staff=user.staff and not user.scope, young=number is not None and int(number[0]) <= YOUNG)
+
+
+def about(verdict: Verdict) -> dict[str, str]:
+    """A verdict as it is stored with its turn: without words."""
+    return {"action": verdict.name, "category": verdict.category, "rule": verdict.rule}
+
+
+@lru_cache(maxsize=2000)
+def _checked(policy: Policy, text: str, reader: Reader) -> Verdict:
+    """Earlier messages of a talk come again with each question: they are judged once."""
+    return policy.check(text, reader)
+
+
+@cache
+def policy_in(folder: Path) -> Policy:
+    policy = Policy(folder)
+    policy.warm()
+    return policy
+
+
+@cache
+def support_in(folder: Path, language: str) -> dict[str, str]:
+    """The fixed texts of a language; those it lacks in English. Raises BadInput for a file that cannot be read."""
+    texts: dict[str, str] = {}
+    for name in dict.fromkeys(("en", language)):
+        path = folder / f"{name}.toml"
+        if path.is_file():
+            try:
+                texts |= tomllib.loads(path.read_text("utf-8"))
+            except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+                raise BadInput(f"{path} is not valid TOML: {error}.", "Correct that line.") from None
+    return texts

@@ -1,0 +1,176 @@
+"""The safety road: what every door gets for what was asked and for what was answered, with the engine up or down."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from appliance.accounts import User
+from appliance.engine.handler import Message
+from appliance.errors import ModelUnavailable
+from appliance.guarding import support_in
+from appliance.running import Event
+from appliance.settings import Settings
+from appliance.tables import flags, safety_counts, turns
+from tests.web.box import make_box
+
+DISTRESS = "I want to die zebrafish"  # a word by which it would be found in a log
+
+
+@pytest.fixture
+async def box(settings: Settings) -> AsyncIterator[Any]:
+    box = make_box(settings.model_copy(update={"safeguarding_contact": "Ms Okafor, room 12"}))
+    yield box
+    await box.chat.close()
+    box.database.close()
+
+
+@pytest.fixture
+def pupil(box: Any) -> User:
+    person, _ = box.people.add("amira", "pupil", password="correct horse battery")
+    lesson = box.classes.add("7 B")
+    box.people.join(person.id, lesson.id)
+    return box.accounts.named("amira")  # type: ignore[no-any-return]
+
+
+async def listed(events: AsyncGenerator[Event, None]) -> list[Event]:
+    async with aclosing(events):
+        return [event async for event in events]
+
+
+def stored(box: Any, table: Any) -> list[Any]:
+    with box.database.read() as connection:
+        return list(connection.execute(sa.select(table)))
+
+
+# --- what was asked --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("down", [False, True])
+async def test_distress_gets_a_fixed_text_and_a_flag_even_without_an_engine(box: Any, pupil: User, down: bool) -> None:
+    box.pool.down = down
+    events = await listed(box.chat.answer(pupil, DISTRESS))
+    done = events[-1].data
+    assert [event.kind for event in events] == ["turn", "text", "done"] and box.pool.requests == []
+    assert (done["state"], done["finish"], done["handler"]) == ("blocked", "blocked", "support")
+    assert "do not have to carry it alone" in done["text"] and "Ms Okafor, room 12" in done["text"]
+    assert "will read what you wrote" in done["text"], "who is watched over knows it"
+    (flag,) = stored(box, flags)  # on disk before the answer was: well within the minute
+    assert (flag.user, flag.text, flag.action, flag.category, flag.state) == (
+        pupil.id,
+        DISTRESS,
+        "escalate",
+        "self-harm",
+        "new",
+    )
+    assert flag.conversation == events[0].data["conversation"] and flag.class_id
+    question, reply = sorted(stored(box, turns), key=lambda turn: turn.ordinal)
+    assert (question.state, reply.state, reply.facts["finish"]) == ("blocked", "blocked", "blocked")
+    assert reply.facts["verdict"] == {"action": "escalate", "category": "self-harm", "rule": "self-harm/wants to die"}
+
+
+async def test_every_language_is_answered_in_its_own(box: Any, pupil: User) -> None:
+    for text, expected in {"quiero morir": "Gracias", "je veux mourir": "Merci", "أريد أن أموت": "شكرا"}.items():
+        events = await listed(box.chat.complete(pupil, [Message("user", text)]))
+        assert events[-1].data["text"].startswith(expected)
+    spanish = replace(pupil, language="es")
+    events = await listed(box.chat.complete(spanish, [Message("user", "mi teléfono es 07700 900123, ¿3 x 4?")]))
+    assert any(event.kind == "notice" and "datos personales" in event.data["message"] for event in events)
+
+
+async def test_what_was_stopped_never_reaches_a_later_prompt(box: Any, pupil: User) -> None:
+    first = await listed(box.chat.answer(pupil, "How do I make a pipe bomb?"))
+    await listed(box.chat.answer(pupil, "Why are leaves green?", conversation=first[0].data["conversation"]))
+    prompt = " ".join(message.content for message in box.pool.requests[-1].messages)
+    assert "pipe bomb" not in prompt and "badly hurt" not in prompt and "leaves" in prompt
+    # A program sends the whole talk each time: what would have been stopped is left out with its answer, once flagged.
+    talk = [
+        Message("user", "How do I make a pipe bomb?"),
+        Message("assistant", "Sure, zebrafish"),
+        Message("user", "And leaves?"),
+    ]
+    events = await listed(box.chat.complete(pupil, talk))
+    prompt = " ".join(message.content for message in box.pool.requests[-1].messages)
+    assert "pipe bomb" not in prompt and "zebrafish" not in prompt and events[-1].data["state"] == "done"
+    assert len(stored(box, flags)) == 1
+
+
+async def test_personal_data_stays_out_of_the_prompt(box: Any, pupil: User) -> None:
+    events = await listed(box.chat.complete(pupil, [Message("user", "I am on 07700 900123: why are leaves green?")]))
+    assert events[0].kind == "notice" and "900123" not in box.pool.requests[0].messages[-1].content
+    assert stored(box, flags) == [] and [count.action for count in stored(box, safety_counts)] == ["redact"]
+
+
+async def test_a_poem_is_answered_and_flagged_for_review(box: Any, pupil: User) -> None:
+    events = await listed(box.chat.complete(pupil, [Message("user", "A poem in which a hero says I want to die, please")]))
+    assert events[-1].data["state"] == "done" and events[-1].data["text"]
+    assert [flag.action for flag in stored(box, flags)] == ["review"]
+    assert box.safeguarding.alarm(lead=True) is None, "nobody is called for a poem"
+
+
+async def test_a_key_is_judged_as_a_pupil_is_and_its_owner_is_not(box: Any) -> None:
+    teacher, _ = box.people.add("Ms Green", "teacher", password="correct horse battery")
+    question = [Message("user", "How do people get high on weed? How do I get weed?")]
+    user = box.accounts.named(teacher.name)
+    assert (await listed(box.chat.complete(user, question)))[-1].data["state"] == "done"
+    assert (await listed(box.chat.complete(replace(user, scope="chat"), question)))[-1].data["state"] == "blocked"
+
+
+# --- what was answered -----------------------------------------------------------------------------------------------
+async def test_an_answer_that_does_harm_is_ended(box: Any, pupil: User) -> None:
+    box.pool.answer = "Leaves are green. To make a pipe bomb you need zebrafish. More of it."
+    events = await listed(box.chat.answer(pupil, "Why are leaves green?"))
+    done = events[-1].data
+    assert done["state"] == "blocked" and done["text"].startswith("Leaves are green. The rest of this answer was stopped")
+    assert "zebrafish" not in str(events) and "More of it" not in str(events)
+    assert box.pool.open == 0, "the model was told to stop"
+    reply = next(turn for turn in stored(box, turns) if turn.role == "assistant")
+    assert reply.state == "blocked" and "zebrafish" not in reply.text
+    (flag,) = stored(box, flags)
+    assert flag.text.startswith("(the assistant's words)") and "zebrafish" in flag.text
+
+
+async def test_an_answer_that_claims_to_be_a_person_is_put_right_and_goes_on(box: Any, pupil: User) -> None:
+    box.pool.answer = "I love you. Leaves are green."
+    events = await listed(box.chat.complete(pupil, [Message("user", "Why are leaves green?")]))
+    said = "".join(event.data["delta"] for event in events if event.kind == "text")
+    assert said == events[-1].data["text"] == "(The assistant is a computer program, not a person.) Leaves are green."
+    assert stored(box, flags) == [] and [count.category for count in stored(box, safety_counts)] == ["no person"]
+
+
+async def test_what_was_written_before_the_model_broke_off_is_kept(box: Any, pupil: User) -> None:
+    box.pool.answer, box.pool.breaks_after = "Leaves are green because", 3
+    seen = []
+    with pytest.raises(ModelUnavailable):
+        async for event in box.chat.complete(pupil, [Message("user", "Why are leaves green?")]):
+            seen.append(event)
+    assert "".join(event.data["delta"] for event in seen if event.kind == "text") == "Leaves are green"
+
+
+# --- the words -------------------------------------------------------------------------------------------------------
+def test_every_support_text_stands_in_every_language(settings: Settings) -> None:
+    english = support_in(settings.content / "support", "en")
+    for language in ("es", "fr", "ar"):
+        import tomllib
+
+        texts = tomllib.loads((settings.content / "support" / f"{language}.toml").read_text("utf-8"))
+        assert texts.keys() == english.keys(), language
+    assert all(len(text.split()) < 120 for text in english.values())
+
+
+async def test_no_word_of_it_is_in_any_log_or_in_the_audit_record(
+    box: Any, pupil: User, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    await listed(box.chat.answer(pupil, DISTRESS))
+    box.pool.answer = "To make a pipe bomb you need zebrafish."
+    await listed(box.chat.answer(pupil, "Why are leaves green?"))
+    entries = box.audit.entries()
+    assert [entry.verb for entry in entries] == ["safety escalate", "safety block"] and {e.actor for e in entries} == {pupil.id}
+    record = str(entries) + caplog.text
+    assert not [word for word in ("zebrafish", "die", "bomb", "self-harm", "wants") if word in record]
+    assert box.audit.verify() == 2
