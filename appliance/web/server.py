@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 
 from appliance.chat import where
 from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, NotSignedIn, TooLarge
-from appliance.web import api, auth, library, me, pages, people, roll, show, signing
+from appliance.web import api, auth, directory, library, me, pages, people, roll, show, signing
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -75,6 +75,7 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.include_router(library.router)
     app.include_router(pages.router)
     app.include_router(signing.router)
+    app.include_router(directory.router)
     app.include_router(me.router)
     app.include_router(roll.router)  # before people: its addresses are more particular
     app.include_router(people.router)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from appliance import network
 from appliance.accounts import Accounts, People
+from appliance.accounts.oidc import Oidc
 from appliance.audit import Audit
 from appliance.chat import Chat
 from appliance.classes import Classes
@@ -150,13 +152,16 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     database = Database(settings.database)
     database.migrate()
     library = library(database) if library else PretendLibrary()
-    accounts, pool = Accounts(database, settings), pool or PretendPool(pace)
+    accounts, pool = Accounts(database, settings, audit=Audit(database)), pool or PretendPool(pace)
     starter_of = getattr(pool, "starter_of", None)
     chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of)  # type: ignore[arg-type]
     registry = SimpleNamespace(list=list)
+    client = partial(network.http_client, settings, ca_file=settings.oidc_ca_file)
+    oidc = Oidc(settings, client) if settings.oidc_issuer else None
     return SimpleNamespace(
         settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry,
         people=People(database), classes=Classes(database), audit=Audit(database),
+        oidc=oidc,
     )  # fmt: skip
 
 
