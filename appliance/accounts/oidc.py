@@ -105,7 +105,7 @@ class Oidc:
         if given.get("iss", self._settings.oidc_issuer) != self._settings.oidc_issuer:
             raise _again("The answer comes from another service than the one that was asked.")
         if given.get("error") or not given.get("code"):
-            raise _again(f"{self.name} did not sign you in.")
+            raise _again("The school's sign-in service did not sign you in.")
         about, keys = await self._about()
         answer = await self._token(about, given["code"], pending.verifier)
         try:
@@ -170,7 +170,8 @@ class Oidc:
         name, full_name = claims.get(settings.oidc_name_claim), claims.get("name")
         if not isinstance(name, str) or not name:
             raise _again(
-                f"{self.name} does not say the name of your account.", f"It is looked for as {settings.oidc_name_claim}."
+                "The school's sign-in service does not say the name of your account.",
+                f"It is looked for as {settings.oidc_name_claim}.",
             )
         values = _values(claims, settings.oidc_role_claim)
         role = next((role for value, role in settings.oidc_roles.items() if value in values), settings.oidc_role)
@@ -219,7 +220,7 @@ class Oidc:
                     if len(body) > LARGEST:
                         raise self._cannot_ask("it answers with more than can be right")
             if reply.status_code != 200 and method == "POST" and reply.status_code < 500:
-                raise _again(f"{self.name} did not confirm the sign-in.")
+                raise _again("The school's sign-in service did not confirm this.")
             if reply.status_code != 200:
                 raise self._cannot_ask(f"it answers with status {reply.status_code}")
             found = json.loads(body)
@@ -237,7 +238,7 @@ class Oidc:
 
     def _cannot_ask(self, why: str) -> _CannotAsk:
         return _CannotAsk(
-            f"{self.name} cannot be asked just now, so only accounts of this box can sign in.",
+            "The school's sign-in service cannot be asked just now, so only accounts of this box can sign in.",
             f"Try again later, or tell the administrator: {why.rstrip('.')}.",
         )
 
