@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from appliance import network
 from appliance.accounts import Accounts, People
 from appliance.accounts.directory import SECONDS, Directory
+from appliance.accounts.oidc import Oidc
 from appliance.audit import Audit
 from appliance.chat import Chat
 from appliance.classes import Classes
@@ -66,6 +67,8 @@ class Appliance:
         dial = partial(network.dial, settings, timeout=SECONDS)
         directory = Directory(settings, dial) if settings.ldap_url else None
         self.accounts = Accounts(self.database, settings, directory, self.audit)
+        client = partial(network.http_client, settings, ca_file=settings.oidc_ca_file)
+        self.oidc = Oidc(settings, client) if settings.oidc_issuer else None
         self.people = People(self.database)
         self.classes = Classes(self.database)
         self.jobs = Jobs(self.database, settings)

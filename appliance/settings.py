@@ -124,7 +124,9 @@ class Settings(BaseSettings):
         "", description="Who signs people in by OpenID Connect, such as https://login.school.example/realms/school; empty: "
         "nobody. Its hosts must be allowed as well."
     )  # fmt: skip
-    oidc_name: str = Field("", max_length=60, description="What the button calls it: Sign in with ...; empty is its host.")
+    oidc_name: str = Field(
+        "", max_length=60, description="What the button calls it, after Sign in with: such as your school account."
+    )
     oidc_client_id: str = Field("", description="The box's name there.")
     oidc_client_secret_file: Path | None = Field(
         None, description="File with the box's secret there, for the appliance's user alone; empty: it has none."

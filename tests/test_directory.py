@@ -177,7 +177,7 @@ class TestSlapd:
         secret = tmp_path / "secret"
         asked = ask(school[1], ldap_bind_password_file=secret)
         for content, mode, hint in (
-            (None, 0, "cannot be read"), ("", 0o600, "is empty"), ("wrong", 0o644, "make it 0600"),
+            (None, 0, "cannot be read"), ("", 0o600, "is empty"), ("wrong", 0o644, "Others than the appliance may read"),
             ("wrong", 0o600, "does not let the box's own account in"),
         ):  # fmt: skip
             if content is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 import socket
 import ssl
-import stat
 import threading
 import time
 import uuid
@@ -19,11 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from appliance.accounts.secret_file import secret_in
 from appliance.accounts.vouched import Vouched
 from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, Unreachable
 
@@ -170,7 +169,10 @@ class Directory:
 
     def _own_password(self) -> bytes:
         assert self._settings.ldap_bind_password_file is not None
-        return secret_in(self._settings.ldap_bind_password_file).encode()
+        try:
+            return secret_in(self._settings.ldap_bind_password_file).encode()
+        except BadInput as error:
+            raise _cannot_ask(error.message) from None
 
     # --- the questions ---------------------------------------------------------------------------------------------------
     def _ask(self, line: Any, name: str, secret: bytes) -> Vouched | None:
@@ -243,20 +245,6 @@ def _cannot_ask(why: str) -> _CannotAsk:
         "The school's directory cannot be asked just now, so only accounts of this box can sign in.",
         f"Try again later, or tell the administrator: {why.rstrip('.')}.",
     )
-
-
-def secret_in(path: Path) -> str:
-    """The secret in a file, without the end of its line. Raises Unreachable where it cannot be read, or others can read it."""
-    try:
-        with open(path, encoding="utf-8") as handle:
-            if stat.S_IMODE(path.stat().st_mode) & 0o077:
-                raise _cannot_ask(f"others than the appliance may read {path}; make it 0600")
-            secret = handle.read(10_000).rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _cannot_ask(f"{path} cannot be read ({error})") from None
-    if not secret:
-        raise _cannot_ask(f"{path} is empty")
-    return secret
 
 
 def _number(entry: _Entry) -> str:

@@ -222,6 +222,19 @@ def _set(request: Request, response: Response, name: str, value: str, seconds: i
     )
 
 
+def keep(request: Request, response: Response, name: str, value: str, seconds: int) -> None:
+    """A cookie for this browser's way through a sign-in, for a while."""
+    _set(request, response, name, value, seconds)
+
+
+def kept(request: Request, name: str) -> str:
+    return request.cookies.get(_cookie(request, name), "")
+
+
+def drop(request: Request, response: Response, name: str) -> None:
+    response.delete_cookie(_cookie(request, name), secure=_https(request), httponly=True, samesite="lax")
+
+
 # --- /v1 -------------------------------------------------------------------------------------------------------------
 async def bearer(request: Request) -> User:
     """The user behind an API key. Raises NotSignedIn."""

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from appliance.errors import ApplianceError
-from appliance.web import auth, show
+from appliance.web import auth, directory, show
 
 router = APIRouter()
 
@@ -31,7 +31,8 @@ async def _front(request: Request, error: ApplianceError | None = None, name: st
     status = error.status if error else 200
     by_class = not first and await asyncio.to_thread(auth.box(request).accounts.class_codes.in_use)
     template = "setup.html" if first else "sign_in.html"
-    response = await show.page(request, template, status, error=error, name=name, code=code, by_class=by_class)
+    more = {"by_class": by_class, "provider": directory.provider(request)}
+    response = await show.page(request, template, status, error=error, name=name, code=code, **more)
     auth.remember(request, response)
     return response
 

@@ -28,6 +28,7 @@ from appliance.web import (
     api,
     auth,
     classes,
+    directory,
     library,
     me,
     models,
@@ -98,6 +99,7 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.include_router(quotas.router)
     app.include_router(pages.router)
     app.include_router(signing.router)
+    app.include_router(directory.router)
     app.include_router(me.router)
     app.include_router(roll.router)  # before people: its addresses are more particular
     app.include_router(people.router)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from appliance import network
 from appliance.accounts import Accounts, People
+from appliance.accounts.oidc import Oidc
 from appliance.audit import Audit
 from appliance.chat import Chat
 from appliance.classes import Classes
@@ -167,16 +169,19 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     database = Database(settings.database)
     database.migrate()
     library = library(database) if library else PretendLibrary(Shelves(database))
-    accounts, pool = Accounts(database, settings), pool or PretendPool(pace)
+    accounts, pool = Accounts(database, settings, audit=Audit(database)), pool or PretendPool(pace)
     starter_of = getattr(pool, "starter_of", None)
     audit, giving = Audit(database), Giving(database)
     safeguarding = Safeguarding(database, audit)
     chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of, safeguarding=safeguarding)  # type: ignore[arg-type]
     registry = Registry(settings.models)
     feedback = Feedback(database, chat.conversations, accounts, audit, giving.keep, giving.take_back)
+    client = partial(network.http_client, settings, ca_file=settings.oidc_ca_file)
+    oidc = Oidc(settings, client) if settings.oidc_issuer else None
     return SimpleNamespace(
         settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry,
         people=People(database), classes=Classes(database), audit=audit, feedback=feedback, safeguarding=safeguarding,
+        oidc=oidc,
         jobs=Jobs(database, settings), promote=_nothing_to_serve, rollback=_nothing_to_serve, retraining_plan=list,
     )  # fmt: skip
 

@@ -96,6 +96,8 @@ TABLE: dict[tuple[str, str], Row] = {
     # other ways in; what is sent here is no code of anybody's
     ("GET", "/sign-in/code"): Row(NOBODY),
     ("POST", "/sign-in/code"): Row(NOBODY, form={"code": "123456"}),
+    ("GET", "/sign-in/oidc"): Row(NOBODY),  # where no such service is set
+    ("GET", "/sign-in/oidc/callback"): Row(NOBODY),
     ("GET", "/class"): Row(EVERYBODY),
     ("POST", "/class"): Row(NOBODY, form={"code": "XXXX-XXXX"}),
     ("POST", "/classes/{id}/code"): Row(TEACH, at={"id": "class"}, form={"hours": "2"}),
@@ -200,8 +202,8 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/v1/embeddings"): Row(STAFF, scope="embed", json={"model": "default", "input": "leaves"}),
 }
 THINGS = (
-    "talk", "turn", "document", "passage", "class", "pupil", "key", "job", "example", "model", "import", "act", "kind", "deleted",
-    "flag",
+    "talk", "turn", "document", "passage", "class", "pupil", "key", "job", "example", "model", "import", "act", "kind",
+    "deleted", "flag",
 )  # fmt: skip
 
 

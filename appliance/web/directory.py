@@ -1,0 +1,53 @@
+"""Sign-in by the school's own sign-in service, where one is set: to it, and back from it.
+
+Hides the cookie that ties an answer to the browser that asked. What an answer is worth is for `accounts.oidc` to say. Sign-in
+by a directory needs no page of its own: it happens behind the name and the password of the first page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from starlette.responses import RedirectResponse, Response
+
+from appliance.accounts.oidc import PENDING_SECONDS, NotVouched, Oidc
+from appliance.errors import NotFound
+from appliance.web import auth
+
+router = APIRouter()
+
+
+def provider(request: Request) -> str:
+    """What the service is called; "" where none is set."""
+    oidc: Oidc | None = auth.box(request).oidc
+    return oidc.name if oidc is not None else ""
+
+
+def _oidc(request: Request) -> Oidc:
+    oidc: Oidc | None = auth.box(request).oidc
+    if oidc is None:
+        raise NotFound("There is no such page here.", "Start again from the first page.")
+    return oidc
+
+
+@router.get("/sign-in/oidc")
+async def there(request: Request) -> Response:
+    url, state = await _oidc(request).start()
+    response = RedirectResponse(url, 303)
+    auth.keep(request, response, "oidc", state, int(PENDING_SECONDS))
+    return response
+
+
+@router.get("/sign-in/oidc/callback")
+async def back(request: Request) -> Response:
+    """Signed in, or a page that says why not. What stands in the address works once, and only in this browser."""
+    oidc, accounts = _oidc(request), auth.box(request).accounts
+    vouched = await oidc.finish(auth.kept(request, "oidc"), request.query_params)
+    id = await asyncio.to_thread(accounts.admit, vouched)
+    if id is None:
+        raise NotVouched("This account cannot sign in here.", "Ask the administrator.")
+    token = await asyncio.to_thread(accounts.begin, id, auth.about(request))
+    response = await auth.enter(request, token)
+    auth.drop(request, response, "oidc")
+    return response
