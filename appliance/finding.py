@@ -15,7 +15,7 @@ from appliance.conversations import Conversation, Turn
 
 MOST = 50
 AROUND = 70  # letters on each side of what was found
-_LOOKS = re.compile(r"\*\*|`|^#+ |^> ?|\[\d+(?:, ?\d+)*\]", re.M)  # of Markdown, which is shown as plain text here
+_LOOKS = re.compile(r"\*\*|`|^#+ |^> ?| ?\[\d+(?:, ?\d+)*\]", re.M)  # of Markdown, which is shown as plain text here
 _MARKS = re.compile("[\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0610-\u061a\u0640\u064b-\u065f\u0670]")
 
 
