@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Collection
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from appliance.conversations import UNDO_SECONDS
 from appliance.errors import ApplianceError, Busy, Conflict, where
 from appliance.running import SUPPORT, Event, Run, failure, summary
+from appliance.tables import new_id
 
 if TYPE_CHECKING:
     from appliance.accounts import Accounts, User
@@ -37,18 +38,30 @@ class Answers:
         self._conversations = conversations
         self._accounts = accounts
         self._runs: dict[str, Run] = {}
+        self._coming: set[tuple[str, str]] = set()  # who is about to begin an answer, in which conversation
         self._timers: list[asyncio.TimerHandle] = []
         conversations.under_way = self._row
 
-    async def room_for(self, user: User, conversation: str | None) -> None:
-        """Raises Conflict (an answer of this conversation is not finished), Busy, or why the last one cannot be saved."""
+    @asynccontextmanager
+    async def room_for(self, user: User, conversation: str | None) -> AsyncIterator[None]:
+        """A place for one more answer, held while it is being begun.
+
+        Raises Conflict (an answer of this conversation is not finished), Busy, or why the last one cannot be saved.
+        """
         here = [run for run in self._runs.values() if run.ids["conversation"] == conversation and run.user == user.id]
-        if any(not run.finished for run in here):
+        coming = (user.id, conversation or new_id())
+        if any(not run.finished for run in here) or coming in self._coming:
             raise Conflict("The last answer in this chat is not finished.", "Wait for it, or press Stop.")
-        if sum(run.user == user.id and not run.finished for run in self._runs.values()) >= ANSWERS_AT_ONCE:
+        under_way = sum(run.user == user.id and not run.finished for run in self._runs.values())
+        if under_way + sum(who == user.id for who, _ in self._coming) >= ANSWERS_AT_ONCE:
             raise Busy("You have several answers under way.", "Wait until one of them is finished.")
-        for run in here:
-            await self._save_last(run)
+        self._coming.add(coming)
+        try:
+            for run in here:
+                await self._save_last(run)
+            yield
+        finally:
+            self._coming.discard(coming)
 
     async def begin(self, user: User, ids: dict[str, str], events: AsyncGenerator[Event, None]) -> Event:
         """Drive what makes an answer, in the background, and say where it is: an event of kind "turn"."""

@@ -240,13 +240,13 @@ class Appliance:
     ) -> Manifest:
         if self.settings.backend == "fake":
             raise Conflict("A load test is on: no model is loaded, so none can be tried.", "Take the setting backend back.")
-        admit()
+        await asyncio.to_thread(admit)
         async with self.running_engine():
             await self.engine.load(manifest.id)
-        admit()  # loading takes its time: another model may serve by now, or a row be withdrawn
+        await asyncio.to_thread(admit)  # loading takes its time: another model may serve by now, or a row be withdrawn
         before = self._champion_id()
-        serving = self.registry.promote(manifest.id)
-        self.audit.note(verb, manifest.id, facts | {"before": before}, actor=actor)
+        serving = await asyncio.to_thread(self.registry.promote, manifest.id)
+        await asyncio.to_thread(self.audit.note, verb, manifest.id, facts | {"before": before}, actor=actor)
         return serving
 
     def choose(self, task: str, name: str | None, *, accept: str = "") -> Manifest | None:

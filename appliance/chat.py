@@ -103,7 +103,9 @@ class Chat:
         def answer(checked: Sequence[Message]) -> AsyncGenerator[Event, None]:
             return self._unguarded(user, checked, **options)
 
-        guarded = self.guard.over(user, messages, answer, grade=options.get("grade"), conversation=conversation)
+        lesson: Lesson | None = options.get("lesson")
+        grade = (lesson.grade if lesson is not None else "") or options.get("grade")
+        guarded = self.guard.over(user, messages, answer, grade=grade, conversation=conversation)
         async with aclosing(guarded) as events:
             async for event in events:
                 yield event
@@ -362,25 +364,25 @@ class Chat:
         """
         self._accounts.require(user, "ask", "chat")
         question = clean_question(question)
-        await self._answers.room_for(user, conversation)
-        lesson = await self._admitted(user, question, conversation, class_id)
-        add = self.conversations.add_question
-        ids, earlier = await asyncio.to_thread(add, user, question, conversation, shown, edits)
-        if conversation is None and lesson.class_id:
-            await asyncio.to_thread(self.lessons.begin, ids["conversation"], lesson)
-        return await self._begin(user, ids, [*_history(earlier), Message("user", question)], lesson=lesson, **options)
+        async with self._answers.room_for(user, conversation):
+            lesson = await self._admitted(user, question, conversation, class_id)
+            add = self.conversations.add_question
+            ids, earlier = await asyncio.to_thread(add, user, question, conversation, shown, edits)
+            if conversation is None and lesson.class_id:
+                await asyncio.to_thread(self.lessons.begin, ids["conversation"], lesson)
+            return await self._begin(user, ids, [*_history(earlier), Message("user", question)], lesson=lesson, **options)
 
     async def again(self, user: User, turn: str, **options: Any) -> Event:
         """Another answer beside the answer `turn`: as `start`, without a new question. Raises what `start` does."""
         self._accounts.require(user, "ask", "chat")
         before = await asyncio.to_thread(self.conversations.turn, user, turn)
-        await self._answers.room_for(user, before.conversation)
-        lesson = await self.admit(user, before.conversation)
-        ids, earlier = await asyncio.to_thread(self.conversations.add_answer, user, turn)
-        if before.state == "done":
-            options = {"temperature": ANOTHER_TEMPERATURE} | options  # the same road would lead to the same words
-        messages = [*_history(earlier), Message("user", earlier[-1].text)]
-        return await self._begin(user, ids, messages, lesson=lesson, **options)
+        async with self._answers.room_for(user, before.conversation):
+            lesson = await self.admit(user, before.conversation)
+            ids, earlier = await asyncio.to_thread(self.conversations.add_answer, user, turn)
+            if before.state == "done":
+                options = {"temperature": ANOTHER_TEMPERATURE} | options  # the same road would lead to the same words
+            messages = [*_history(earlier), Message("user", earlier[-1].text)]
+            return await self._begin(user, ids, messages, lesson=lesson, **options)
 
     async def _begin(self, user: User, ids: dict[str, str], messages: list[Message], **options: Any) -> Event:
         events = self.complete(user, messages, conversation=ids["conversation"], **options)

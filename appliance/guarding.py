@@ -38,13 +38,14 @@ Answer = Callable[[Sequence[Message]], AsyncGenerator[Event, None]]
 class Judged:
     """What may go on: the messages without what is personal, and without earlier ones that were stopped.
 
-    `stopped`: the verdict on the last message where it ends here. `told`: verdicts with the words they are about.
+    `stopped`: the verdict on the last message where it ends here. `told`: verdicts, the words they are about, and whether those
+    stand earlier in the talk.
     """
 
     messages: list[Message]
     stopped: Verdict | None = None
     redacted: Verdict | None = None
-    told: list[tuple[Verdict, str]] = field(default_factory=list)
+    told: list[tuple[Verdict, str, bool]] = field(default_factory=list)
 
 
 class Guard:
@@ -63,7 +64,7 @@ class Guard:
 
     async def stops(self, user: User, text: str) -> bool:
         """Whether somebody has to be told of this: then a fixed text answers, whatever else would keep it from an answer."""
-        verdict = _checked(await self.ready(), text, reader_of(user, None))
+        verdict = await asyncio.to_thread(_checked, await self.ready(), text, reader_of(user, None))
         return verdict.action in ("block", "escalate") and bool(verdict.flag)
 
     async def over(
@@ -77,8 +78,8 @@ class Guard:
             judged = await asyncio.to_thread(judge, policy, messages, reader)
         else:
             judged = judge(policy, messages, reader)
-        for verdict, text in judged.told:
-            await self.safeguarding.report(user, verdict, text, conversation=conversation)
+        for verdict, text, earlier in judged.told:
+            await self.safeguarding.report(user, verdict, text, conversation=conversation, again=earlier)
         if judged.stopped is not None:
             for event in self._support(user, judged.stopped, round(time.monotonic() - started, 3)):
                 yield event
@@ -166,7 +167,7 @@ class Guard:
 def judge(policy: Policy, messages: Sequence[Message], reader: Reader) -> Judged:
     """Every message that a person wrote: the last one decides, earlier ones that would have been stopped are left out."""
     kept: list[Message] = []
-    told: list[tuple[Verdict, str]] = []
+    told: list[tuple[Verdict, str, bool]] = []
     redacted = stopped = None
     skipping = False
     last = max((number for number, one in enumerate(messages) if one.role == "user"), default=-1)
@@ -177,7 +178,7 @@ def judge(policy: Policy, messages: Sequence[Message], reader: Reader) -> Judged
             continue
         verdict = _checked(policy, message.content, reader)
         if verdict.name != "allow":
-            told.append((verdict, message.content))
+            told.append((verdict, message.content, number != last))
         skipping = verdict.action in ("block", "escalate")
         if number == last:
             stopped = verdict if skipping else None
@@ -185,7 +186,7 @@ def judge(policy: Policy, messages: Sequence[Message], reader: Reader) -> Judged
         if not skipping:
             kept.append(Message("user", verdict.text))
     # Of an earlier message only a flag is news; what it counted, it counted when it was the last.
-    told = [(one, text) for one, text in told if one.flag or text == messages[last].content]
+    told = [(one, text, earlier) for one, text, earlier in told if one.flag or not earlier]
     return Judged(kept, stopped, redacted, told)
 
 
@@ -200,9 +201,13 @@ def about(verdict: Verdict) -> dict[str, str]:
     return {"action": verdict.name, "category": verdict.category, "rule": verdict.rule}
 
 
-@lru_cache(maxsize=2000)
 def _checked(policy: Policy, text: str, reader: Reader) -> Verdict:
-    """Earlier messages of a talk come again with each question: they are judged once."""
+    """Earlier messages of a talk come again with each question: they are judged once, but for long ones, kept by nobody."""
+    return _judged_once(policy, text, reader) if len(text) <= LONG else policy.check(text, reader)
+
+
+@lru_cache(maxsize=1000)
+def _judged_once(policy: Policy, text: str, reader: Reader) -> Verdict:
     return policy.check(text, reader)
 
 

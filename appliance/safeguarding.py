@@ -95,15 +95,18 @@ class Safeguarding:
         self._retry: asyncio.Task[None] | None = None
 
     # --- writing -----------------------------------------------------------------------------------------------------
-    async def report(self, user: User, verdict: Verdict, text: str, *, conversation: str = "", asks: bool = True) -> None:
+    async def report(
+        self, user: User, verdict: Verdict, text: str, *, conversation: str = "", asks: bool = True, again: bool = False
+    ) -> None:
         """Count it, record it, and where it has a flag keep the words for the lead. Returns within two seconds.
 
-        asks: whether the person wrote it, or the model.
+        asks: whether the person wrote it, or the model. again: it stands earlier in a talk, and is news only where nobody was
+        told of it. What is written once more is news each time: the open flag of the same words rises, a closed one does not.
         """
         row = {
             "id": new_id(), "at": time.time(), "user": user.id, "conversation": conversation, "category": verdict.category,
             "rule": verdict.rule, "action": verdict.name, "text": text if asks else f"(the assistant's words) {text}",
-            "flag": verdict.flag,
+            "flag": verdict.flag, "again": again,
         }  # fmt: skip
         with self._lock:
             self._waiting.append(row)
@@ -157,14 +160,18 @@ class Safeguarding:
         with self._database.begin() as connection:
             in_classes = self._classes(connection, row["user"], row["conversation"])
             if flagged and not row.get("written"):
-                same = sa.select(flags.c.id).where(
-                    flags.c.user == row["user"], flags.c.text == row["text"], flags.c.at > row["at"] - SAME
-                )
-                if connection.execute(same).first() is not None:
+                same = sa.and_(flags.c.user == row["user"], flags.c.text == row["text"])
+                if row["again"] and connection.execute(sa.select(flags.c.id).where(same)).first() is not None:
                     return
-                values = {one.name: row[one.name] for one in flags.columns if one.name in row}
-                class_id = in_classes[0] if len(in_classes) == 1 else ""
-                connection.execute(sa.insert(flags).values(**values, class_id=class_id, state="new"))
+                recent = sa.and_(same, flags.c.at > row["at"] - SAME, flags.c.state != "closed")
+                known = connection.scalar(sa.select(flags.c.id).where(recent))
+                if known is not None:
+                    row["id"] = known
+                    connection.execute(sa.update(flags).where(flags.c.id == known).values(at=row["at"], state="new"))
+                else:
+                    values = {one.name: row[one.name] for one in flags.columns if one.name in row}
+                    class_id = in_classes[0] if len(in_classes) == 1 else ""
+                    connection.execute(sa.insert(flags).values(**values, class_id=class_id, state="new"))
             if not row.get("written"):
                 day = time.strftime("%Y-%m-%d", time.localtime(row["at"]))
                 for class_id in in_classes or [""]:

@@ -193,11 +193,12 @@ def test_the_address_in_the_picture(accounts: Accounts) -> None:
 # --- the class's code ------------------------------------------------------------------------------------------------
 @pytest.fixture
 def lesson(database: Database, people: People, ann: Person) -> SchoolClass:
-    """Ann's class 2b, with Mia, Noah, Olga who is disabled, and a teacher who sits in as a pupil."""
+    """Ann's class 2b, with Mia, Noah, Rosa, Olga who is disabled, and a teacher who sits in as a pupil."""
     made = Classes(database).add("2b")
     people.join(ann.id, made.id, teaches=True)
     for name in ("Noah", "Mia", "Olga"):
-        people.join(people.add(name, PUPIL, full_name=f"{name} Berg", password=PASSWORD)[0].id, made.id)
+        people.join(people.add(name, PUPIL, full_name=f"{name} Berg")[0].id, made.id)
+    people.join(people.add("Rosa", PUPIL, password=PASSWORD)[0].id, made.id)  # what is hers stands behind her own password
     people.change(next(one for one in people.list() if one.name == "Olga").id, disabled=True)
     people.join(people.add("Guest", TEACHER)[0].id, made.id)
     people.add("Pat", PUPIL)
@@ -222,7 +223,7 @@ def test_pupils_come_in_by_the_code_and_their_name(accounts: Accounts, people: P
     assert [one.here for one in codes.roll(code, "a").pupils] == [True, False]
 
 
-@pytest.mark.parametrize("name", ["Ann", "Guest", "Olga", "Pat", "nobody"])
+@pytest.mark.parametrize("name", ["Ann", "Guest", "Olga", "Pat", "Rosa", "nobody"])
 def test_nobody_else_can_be_picked(accounts: Accounts, people: People, lesson: SchoolClass, name: str) -> None:
     code = accounts.class_codes.make(lesson.id)
     with pytest.raises(NotSignedIn):
@@ -243,7 +244,7 @@ def test_a_closed_class_lets_nobody_in_and_nobody_stay(
     code = accounts.class_codes.make(lesson.id)
     mia = ids(people)["Mia"]
     token = accounts.class_codes.sign_in(code, mia, "a")
-    own, _ = accounts.sign_in("Mia", PASSWORD, "a")
+    own = accounts.begin(mia)
     close(database, lesson, **columns)
     assert accounts.session(token) is None and accounts.session(own), "only what came by the code ends"
     for act in (lambda: accounts.class_codes.roll(code, "a"), lambda: accounts.class_codes.sign_in(code, mia, "a")):
@@ -255,7 +256,7 @@ def test_a_closed_class_lets_nobody_in_and_nobody_stay(
 def test_ending_the_code_ends_what_came_by_it(accounts: Accounts, people: People, lesson: SchoolClass) -> None:
     code = accounts.class_codes.make(lesson.id)
     token = accounts.class_codes.sign_in(code, ids(people)["Mia"], "a")
-    own, _ = accounts.sign_in("Mia", PASSWORD, "a")
+    own = accounts.begin(ids(people)["Mia"])
     assert accounts.class_codes.end(lesson.id) == [ids(people)["Mia"]]
     assert accounts.session(token) is None and accounts.session(own)
     with pytest.raises(NotSignedIn):

@@ -1,7 +1,8 @@
 """Codes of a class: a young pupil types the lesson's code, picks their own name, and is in until the lesson ends.
 
 Only a digest of the code is kept. A code works while its class is open, and shows pupils of that class alone; guessing is
-slowed down for each source, and who types it rightly is never counted. Who may make a code is for `accounts.can` to say.
+slowed down for each source, and who types it rightly is never counted. Only
+pupils without a password can be picked. Who may make a code is for `accounts.can` to say.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from appliance.accounts.credentials import CODE_LETTERS, count_attempt, digest_of_code, take_back
+from appliance.accounts.people import NO_PASSWORD
 from appliance.accounts.policy import PUPIL
 from appliance.accounts.sessions import BY_CLASS, alive, open_session
 from appliance.errors import BadInput, NotFound, NotSignedIn
@@ -73,6 +75,13 @@ class ClassCodes:
             connection.execute(sa.delete(sessions).where(theirs))
         return ids
 
+    def out(self, class_id: str, user: str = "") -> None:
+        """End the sessions that came by this class's code, of one pupil or of all; the code stays."""
+        theirs = sa.and_(sessions.c.class_id == class_id, sessions.c.kind == BY_CLASS)
+        theirs = sa.and_(theirs, sessions.c.user == user) if user else theirs
+        with self._database.begin() as connection:
+            connection.execute(sa.delete(sessions).where(theirs))
+
     def until(self, class_id: str) -> float | None:
         """When the code of this class runs out; None where there is none that works."""
         with self._database.read() as connection:
@@ -124,9 +133,11 @@ def _works() -> sa.ColumnElement[bool]:
 
 
 def _pupils(class_id: str) -> sa.Select[tuple[str, str, str]]:
-    """Of staff nobody can be picked, whatever part they have in the class."""
+    """Those who have no password of their own: who has one keeps what is theirs behind it. Of staff nobody can be picked."""
+    without = sa.or_(users.c.password_hash == NO_PASSWORD, users.c.temporary)
     return (
         sa.select(users.c.id, users.c.name, users.c.full_name)
         .join(memberships, memberships.c.user == users.c.id)
         .where(memberships.c.class_id == class_id, memberships.c.role == "pupil", users.c.role == PUPIL, ~users.c.disabled)
+        .where(without, users.c.source == "local")
     )

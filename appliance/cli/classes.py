@@ -130,6 +130,7 @@ async def close(out: Output, name: str) -> int:
     """Close the assistant for the pupils of CLASS."""
     with _open(out) as box:
         found = box.classes.close(_named(box, name).id)
+        box.accounts.class_codes.out(found.id)
         box.audit.note("close class", found.id)
         told = _told(box, found)
     out.say(f"The assistant is closed for {found.name}.")

@@ -82,6 +82,9 @@ class Rule:
         return self.who == "everyone" or (not reader.staff and (self.who == "pupils" or reader.young))
 
 
+LONGEST_ANCHOR = 40  # letters of a word by which a phrase is looked up: more of a longer word need not be tried
+
+
 @dataclass
 class _Index:
     """Phrases by the words of which one must be there."""
@@ -97,7 +100,7 @@ class _Index:
         found: set[int] = set()
         for word in words:
             found.update(self.whole.get(word, ()))
-            for end in range(2, len(word) + 1):
+            for end in range(2, min(len(word), LONGEST_ANCHOR) + 1):
                 if word[:end] in self.begun:
                     found.update(self.begun[word[:end]])
         return sorted(found)

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from appliance.accounts import Session, User
-from appliance.errors import Forbidden, NotSignedIn
+from appliance.errors import BadInput, Forbidden, NotSignedIn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -134,7 +134,10 @@ async def form(request: Request, *, fields: int = 20, files: int = 0, largest: i
 
     largest: bytes of one field.
     """
-    data = await request.form(max_files=files, max_fields=fields, max_part_size=largest)
+    try:
+        data = await request.form(max_files=files, max_fields=fields, max_part_size=largest)
+    except (UnicodeError, LookupError):
+        raise BadInput("This form is written in letters that the box cannot read.", "Send it as UTF-8.") from None
     await check(request, data)
     return data
 
@@ -144,7 +147,11 @@ async def check(request: Request, data: FormData) -> None:
     found = await session(request)
     expected = found.csrf if found else request.cookies.get(_cookie(request, "visitor"), "")
     given = request.headers.get("x-csrf-token") or data.get("csrf") or ""
-    if not expected or not isinstance(given, str) or not hmac.compare_digest(given.encode(), expected.encode()):
+    if (
+        not expected
+        or not isinstance(given, str)
+        or not hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
+    ):
         raise Forbidden("This form is too old or did not come from this page.", "Load the page again, then send it once more.")
 
 

@@ -119,7 +119,8 @@ async def _page(request: Request, user: User, id: str, typed: _Typed) -> Respons
         answering=box.chat.answering({one.id for one in pupils}), shelves=await _shelves(request, user, found, chosen),
         methods=teaching.methods().values(), levels=teaching.help_levels().values(),
         bars=_bars(per_day), asked=sum(number for _, number in per_day), most=max(number for _, number in per_day), days=DAYS,
-        saved=request.query_params.get("saved", ""),
+        saved=request.query_params.get("saved", ""), class_id=id,
+        code_until=await asyncio.to_thread(box.accounts.class_codes.until, id),
     )  # fmt: skip
 
 
@@ -183,6 +184,7 @@ async def close_class(request: Request, id: str) -> Response:
     await auth.form(request)
     box = auth.box(request)
     await asyncio.to_thread(box.classes.close, id)
+    await asyncio.to_thread(box.accounts.class_codes.out, id)  # or a shared tablet would open as the last child
     await _note(request, user, "close class", id)
     return RedirectResponse(f"/classes/{id}", 303)
 
@@ -263,6 +265,7 @@ async def remove_person(request: Request, id: str, person: str) -> Response:
         error = Conflict("This is the class's last teacher.", "Add another one first, or ask the administrator.")
         return await _page(request, user, id, _Typed(error=error, error_of="people"))
     await asyncio.to_thread(box.people.leave, person, id)
+    await asyncio.to_thread(box.accounts.class_codes.out, id, person)
     await _note(request, user, "remove from class", id, {"people": [person]})
     return RedirectResponse("/classes" if person == user.id else f"/classes/{id}#people", 303)
 

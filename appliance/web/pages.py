@@ -94,7 +94,8 @@ async def create_key(request: Request) -> Response:
     data = await auth.form(request)
     name, scope = auth.text(data, "name"), auth.text(data, "scope") or "chat"
     try:
-        _, key = await asyncio.to_thread(auth.box(request).accounts.create_key, user, name, scope)
+        id, key = await asyncio.to_thread(auth.box(request).accounts.create_key, user, name, scope)
+        await asyncio.to_thread(auth.box(request).audit.note, "create key", id, {"scope": scope}, actor=user.id)
     except ApplianceError as error:
         return await _keys(request, error, name=name, scope=scope)
     return await _keys(request, key=key, made=name)
@@ -105,6 +106,7 @@ async def revoke_key(request: Request, id: str) -> Response:
     user = await auth.person(request)
     await auth.form(request)
     await asyncio.to_thread(auth.box(request).accounts.revoke_key, user, id)
+    await asyncio.to_thread(auth.box(request).audit.note, "revoke key", id, {}, actor=user.id)
     return RedirectResponse("/keys", 303)
 
 

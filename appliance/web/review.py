@@ -85,11 +85,11 @@ def _decide(request: Request, user: User, id: str, choice: str, better: str) -> 
     row = store.get(id)
     answer = row.messages[-1].content if row.messages[-1].role == "assistant" else ""
     if choice == "approve" and better and better != (row.correction or answer).strip():
-        store.correct(id, better, user.name)
+        store.correct(id, better, user.id)
     elif choice == "approve":
-        store.approve([id], user.name)
+        store.approve([id], user.id)
     elif choice == "reject":
-        store.reject([id], user.name)
+        store.reject([id], user.id)
     elif choice == "skip":
         store.draft(id, "" if better == answer.strip() else better)
     else:

@@ -164,7 +164,7 @@ def _snippet(text: str, size: int = 160) -> str:
 
 def _cited(turn: Turn) -> list[tuple[int, dict[str, Any]]]:
     """The passages that the answer cites, under their numbers; all that were found where it cites none."""
-    marks = re.findall(r"\[([\d, ]+)\]", turn.facts.get("lead") or turn.text)
+    marks = re.findall(r"\[(\d{1,4}(?: *, *\d{1,4})*) *\]", turn.facts.get("lead") or turn.text)
     numbers = {int(number) for mark in marks for number in mark.split(",") if number.strip()}
     found = list(enumerate(turn.passages, 1))
     return [(number, passage) for number, passage in found if number in numbers] or found

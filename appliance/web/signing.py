@@ -71,6 +71,7 @@ async def names(request: Request) -> Response:
         if not pupil:
             return await _by_class(request, None, code, await asyncio.to_thread(codes.roll, code, auth.source(request)))
         token = await asyncio.to_thread(codes.sign_in, code, pupil, auth.source(request), auth.about(request))
+        await asyncio.to_thread(auth.box(request).audit.note, "sign in by class code", pupil, {}, actor=pupil)
     except ApplianceError as error:
         return await _by_class(request, error, code)
     return await auth.enter(request, token)

@@ -7,13 +7,17 @@ const spoken = $("spoken"), source = $("source"), wide = matchMedia("(min-width:
 const words = spoken.dataset;  // the sentences that this file says, in the reader's language
 document.documentElement.classList.add("scripted");
 const token = ask.elements.csrf.value;
-const draft = () => `draft:${ask.elements.conversation.value || "new"}`;
+const mine = `draft:${ask.dataset.me}:`, draft = () => mine + (ask.elements.conversation.value || "new");
 let listening = null;
 
 // --- what is typed is kept: through an error, a reload, a new sign-in ---------------------------------------------
 function keep() {
   try { box.value ? sessionStorage.setItem(draft(), box.value) : sessionStorage.removeItem(draft()); } catch { /* private window */ }
 }
+try {
+  // Who sits here next must not find what the one before began to write.
+  for (const key of Object.keys(sessionStorage)) if (key.startsWith("draft:") && !key.startsWith(mine)) sessionStorage.removeItem(key);
+} catch { /* private window */ }
 try { if (!box.value) box.value = sessionStorage.getItem(draft()) ?? ""; } catch { /* private window */ }
 box.addEventListener("input", keep);
 box.addEventListener("keydown", (event) => {
