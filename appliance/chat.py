@@ -83,11 +83,11 @@ class Chat:
 
     # --- one answer, not stored --------------------------------------------------------------------------------------
     async def complete(
-        self, user: User, messages: Sequence[Message], *, conversation: str = "", **options: Any
+        self, user: User, messages: Sequence[Message], *, conversation: str = "", left: list[str] | None = None, **options: Any
     ) -> AsyncGenerator[Event, None]:
         """`_unguarded`, inside the safety guard: every door comes this way, and what is stopped ends as a "done" event.
 
-        `conversation`: the stored one it belongs to. Takes and raises what `_unguarded` does.
+        `conversation`: the stored one it belongs to; `left`: as in `Guard.over`. Takes and raises what `_unguarded` does.
         """
         self._accounts.require(user, "ask", "chat")
         _split(messages)
@@ -95,7 +95,7 @@ class Chat:
         def answer(checked: Sequence[Message]) -> AsyncGenerator[Event, None]:
             return self._unguarded(user, checked, **options)
 
-        guarded = self.guard.over(user, messages, answer, grade=options.get("grade"), conversation=conversation)
+        guarded = self.guard.over(user, messages, answer, grade=options.get("grade"), conversation=conversation, left=left)
         async with aclosing(guarded) as events:
             async for event in events:
                 yield event
@@ -401,14 +401,14 @@ class Chat:
 
     async def _answer(self, run: Run, user: User, messages: list[Message], **options: Any) -> None:
         """Drive one answer to its end and write it down, whatever happens."""
-        kept = Kept()
+        kept, left = Kept(), list[str]()
         end = Event(
             "error", {"message": "The answer stopped because of a fault in the box.", "hint": "Ask again.", "code": "failed"}
         )
         saved = time.monotonic()
         try:
-            conversation = run.ids["conversation"]
-            async with aclosing(self.complete(user, messages, conversation=conversation, **options)) as events:
+            about: dict[str, Any] = {"conversation": run.ids["conversation"], "left": left}
+            async with aclosing(self.complete(user, messages, **about, **options)) as events:
                 async for event in events:
                     kept.take(event)
                     if event.kind == "done":
@@ -419,6 +419,7 @@ class Chat:
                         saved = time.monotonic()
                     run.emit(event)
         except asyncio.CancelledError:
+            kept.said += left
             end = Event("done", {**kept.done(), "state": "stopped"})
         except ApplianceError as error:
             end = failure(error)

@@ -174,7 +174,7 @@ def main() -> None:
     box = make_box(Settings(home=home, school="Hill School", answer_tokens=64), pace)
     if "starter" in sys.argv[4:]:
         box.pool.starter = True
-        box.pool.answer = "leaf leaf the green of of light is leaf [1] and the the teacher said chlorophyll"
+        box.pool.answer = "leaf leaf the green. of of light is leaf [1] and the the teacher said chlorophyll"
     code = box.accounts.ensure_setup_code()
     print(code or "", flush=True)  # noqa: T201 - the test reads it
     uvicorn.run(create_app(box), host="127.0.0.1", port=port, log_level="warning", access_log=False)
