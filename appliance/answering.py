@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -63,12 +63,17 @@ class Answers:
         finally:
             self._coming.discard(coming)
 
-    async def begin(self, user: User, ids: dict[str, str], events: AsyncGenerator[Event, None]) -> Event:
-        """Drive what makes an answer, in the background, and say where it is: an event of kind "turn"."""
+    async def begin(
+        self, user: User, ids: dict[str, str], events: AsyncGenerator[Event, None], left: Sequence[str] = ()
+    ) -> Event:
+        """Drive what makes an answer, in the background, and say where it is: an event of kind "turn".
+
+        left: what was written and not told yet where the answer is stopped; its maker fills it in.
+        """
         run = Run(ids, user.id)
         self._runs[ids["turn"]] = run
         run.emit(Event("turn", ids))
-        run.task = asyncio.create_task(self._drive(run, events))
+        run.task = asyncio.create_task(self._drive(run, events, left))
         run.left()  # nobody reads yet
         await asyncio.sleep(0)  # a task that is cancelled before its first step could not even store that it was
         return Event("turn", ids)
@@ -144,7 +149,7 @@ class Answers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- one answer to its end ---------------------------------------------------------------------------------------
-    async def _drive(self, run: Run, events: AsyncGenerator[Event, None]) -> None:
+    async def _drive(self, run: Run, events: AsyncGenerator[Event, None], left: Sequence[str]) -> None:
         """Drive one answer to its end and write it down, whatever happens."""
         end = Event(
             "error", {"message": "The answer stopped because of a fault in the box.", "hint": "Ask again.", "code": "failed"}
@@ -159,6 +164,7 @@ class Answers:
                     self._save_beside(run, event)
                     run.emit(event)
         except asyncio.CancelledError:
+            run.kept.said += left
             end = Event("done", {**run.kept.done(), "state": "stopped"})
             if run.why == "closing":
                 end = failure(ApplianceError("The box was switched off while it wrote this answer.", "Ask again."))

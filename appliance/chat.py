@@ -91,11 +91,11 @@ class Chat:
 
     # --- one answer, not stored --------------------------------------------------------------------------------------
     async def complete(
-        self, user: User, messages: Sequence[Message], *, conversation: str = "", **options: Any
+        self, user: User, messages: Sequence[Message], *, conversation: str = "", left: list[str] | None = None, **options: Any
     ) -> AsyncGenerator[Event, None]:
         """`_unguarded`, inside the safety guard: every door comes this way, and what is stopped ends as a "done" event.
 
-        `conversation`: the stored one it belongs to. Takes and raises what `_unguarded` does.
+        `conversation`: the stored one it belongs to; `left`: as in `Guard.over`. Takes and raises what `_unguarded` does.
         """
         self._accounts.require(user, "ask", "chat")
         _split(messages)
@@ -105,7 +105,7 @@ class Chat:
 
         lesson: Lesson | None = options.get("lesson")
         grade = (lesson.grade if lesson is not None else "") or options.get("grade")
-        guarded = self.guard.over(user, messages, answer, grade=grade, conversation=conversation)
+        guarded = self.guard.over(user, messages, answer, grade=grade, conversation=conversation, left=left)
         async with aclosing(guarded) as events:
             async for event in events:
                 yield event
@@ -385,8 +385,9 @@ class Chat:
             return await self._begin(user, ids, messages, lesson=lesson, **options)
 
     async def _begin(self, user: User, ids: dict[str, str], messages: list[Message], **options: Any) -> Event:
-        events = self.complete(user, messages, conversation=ids["conversation"], **options)
-        return await self._answers.begin(user, ids, events)
+        left: list[str] = []
+        events = self.complete(user, messages, conversation=ids["conversation"], left=left, **options)
+        return await self._answers.begin(user, ids, events, left)
 
     async def _admitted(self, user: User, question: str, conversation: str | None, class_id: str) -> Lesson:
         """As `admit`; but who needs help is heard also while the assistant rests: the guard answers, no model does."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
 import tomllib
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -68,9 +69,19 @@ class Guard:
         return verdict.action in ("block", "escalate") and bool(verdict.flag)
 
     async def over(
-        self, user: User, messages: Sequence[Message], answer: Answer, *, grade: str | None = None, conversation: str = ""
+        self,
+        user: User,
+        messages: Sequence[Message],
+        answer: Answer,
+        *,
+        grade: str | None = None,
+        conversation: str = "",
+        left: list[str] | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """The events of an answer, or those of a fixed text. Closing it closes the answer's generator."""
+        """The events of an answer, or those of a fixed text. Closing it closes the answer's generator.
+
+        left: takes the last words, judged, of an answer that is closed or cancelled in the middle of a sentence.
+        """
         started = time.monotonic()
         policy = await self.ready()
         reader = reader_of(user, grade)
@@ -86,7 +97,7 @@ class Guard:
             return
         if judged.redacted is not None:
             yield Event("notice", {"message": self.text(judged.redacted, user)})
-        async with aclosing(self._guarded(policy, reader, user, judged.messages, answer, conversation)) as events:
+        async with aclosing(self._guarded(policy, reader, user, judged.messages, answer, conversation, left)) as events:
             async for event in events:
                 yield event
 
@@ -111,7 +122,14 @@ class Guard:
         return [Event("text", {"delta": text}), Event("done", done)]
 
     async def _guarded(
-        self, policy: Policy, reader: Reader, user: User, messages: Sequence[Message], answer: Answer, conversation: str
+        self,
+        policy: Policy,
+        reader: Reader,
+        user: User,
+        messages: Sequence[Message],
+        answer: Answer,
+        conversation: str,
+        left: list[str] | None,
     ) -> AsyncGenerator[Event, None]:
         known = policy.known_text([message.content for message in messages if message.role == "user"])
         last = ""
@@ -148,6 +166,10 @@ class Guard:
                     if event.kind == "done":
                         changed = bool(guard.softened)
                         yield Event("done", {**event.data, "text": said.strip()}) if changed else event
+            except (asyncio.CancelledError, GeneratorExit):
+                if left is not None:
+                    left.append(guard.flush())
+                raise
             except ApplianceError:
                 if rest := guard.flush():  # what was written before it broke off is kept, once it is judged
                     yield Event("text", {"delta": rest})
@@ -213,8 +235,9 @@ def _judged_once(policy: Policy, text: str, reader: Reader) -> Verdict:
 
 @cache
 def policy_in(folder: Path) -> Policy:
+    """The rules of a folder. Their patterns are compiled aside meanwhile, so that nobody waits for them."""
     policy = Policy(folder)
-    policy.warm()
+    threading.Thread(target=policy.warm, daemon=True).start()
     return policy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -149,6 +150,17 @@ async def test_what_was_written_before_the_model_broke_off_is_kept(box: Any, pup
         async for event in box.chat.complete(pupil, [Message("user", "Why are leaves green?")]):
             seen.append(event)
     assert "".join(event.data["delta"] for event in seen if event.kind == "text") == "Leaves are green"
+
+
+async def test_stop_keeps_the_words_that_were_held_back_once_they_are_judged(box: Any, pupil: User) -> None:
+    box.pool.answer, box.pool.pace = "Leaves are green because of many things that", 0.05
+    turn = (await box.chat.start(pupil, "Why are leaves green?")).data["turn"]
+    while not (box.pool.requests and box.pool.open):
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.12)
+    await box.chat.stop(pupil, turn)
+    reply = next(one for one in stored(box, turns) if one.id == turn)
+    assert reply.state == "stopped" and "Leaves are green because of many things that".startswith(reply.text) and reply.text
 
 
 # --- the words -------------------------------------------------------------------------------------------------------

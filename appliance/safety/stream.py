@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from appliance.safety.policy import Verdict
 
-LONGEST = 320  # characters without an end of a sentence after which what there is gets judged
+LONGEST = 200  # characters without an end of a sentence after which what there is gets judged
 LONGEST_WORD = 2000  # and without a blank
 BEFORE = 160  # characters before a cut inside a sentence that are judged together with what follows it
 

@@ -116,14 +116,15 @@ def main() -> None:
     content = Settings(home=Path("/nonexistent")).content
     started = time.perf_counter()
     policy = policy_in(content / "safety")
+    policy.warm()
     loaded = ["reading and compiling the rules, once", f"{time.perf_counter() - started:.1f} s"]
     rows = rows_of(content / "safety" / "probes.jsonl")
     caught = ["there", "stopped as they should be", "share"]
     parts = [
         f"# scripts/bench safety\n\n{date.today().isoformat()}, {machine()}\n\n"
-        "Rules alone, judged as for a pupil. They were written with all of these sets at hand but one, so the rates flatter\n"
-        "them: what pupils write in a school is caught less often. The honest row is that of the unseen probes, which were\n"
-        "written after the rules and measured once.\n",
+        "Rules alone, judged as for a pupil. They were written with all of these sets at hand, so the rates flatter them. Of\n"
+        "messages written after the rules and tried once, 14 of 42 were caught at first and 24 of 41 later; both stand among\n"
+        'the probes now ("seen later").\n',
         table("Our probes: harmful, by what they are about", ["about", *caught], probes(policy, rows, "category")),
         table("Our probes: harmful, by language", ["language", *caught], probes(policy, rows, "language")),
         table(

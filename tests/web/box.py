@@ -200,7 +200,7 @@ def main() -> None:
     box = make_box(Settings(home=home, school="Hill School", answer_tokens=64), pace)
     if "starter" in sys.argv[4:]:
         box.pool.starter = True
-        box.pool.answer = "leaf leaf the green of of light is leaf [1] and the the teacher said chlorophyll"
+        box.pool.answer = "leaf leaf the green. of of light is leaf [1] and the the teacher said chlorophyll"
     for word in sys.argv[4:]:
         if word.startswith("answer="):
             box.pool.answer = Path(word.partition("=")[2]).read_text("utf-8")

@@ -241,7 +241,7 @@ async def test_a_pupil_comes_in_by_the_class(box: Any, app: FastAPI, lesson: Any
         assert (await ann.post(f"/classes/{lesson.id}/code/end")).status_code == 303
         assert (await mia.get("/chat")).headers["location"] == "/"
     assert [(row.verb, row.thing) for row in box.audit.entries()] == [
-        ("class code", lesson.id), ("class code ended", lesson.id),
+        ("class code", lesson.id), ("sign in by class code", id), ("class code ended", lesson.id),
     ]  # fmt: skip
 
 

@@ -337,7 +337,7 @@ async def test_words_cost_no_look_at_the_database(person: httpx.AsyncClient, box
     monkeypatch.setattr(box.chat.conversations, "turn", counted)
     make, counts = box.pool.generate, []
     for words in (5, 500):
-        gate, reads["turn"], box.pool.answer = asyncio.Event(), 0, "word " * words
+        gate, reads["turn"], box.pool.answer = asyncio.Event(), 0, "A word. " * words
 
         async def waits(request: Any, gate: asyncio.Event = gate) -> AsyncIterator[Any]:
             await gate.wait()
