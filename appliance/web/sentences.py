@@ -1,4 +1,4 @@
-"""Every sentence that pages say, for whoever translates them: read from the templates, and the few that stand in code.
+"""Every sentence that pages say, for whoever translates them: from the templates, and the few that stand in code or content.
 
 It runs where catalogues are made and tested, never while pages are served.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from appliance import teaching
 from appliance.web.show import ROOMS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -14,9 +15,20 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def sentences() -> set[tuple[str, str]]:
     """(sentence, its plural or "")."""
+    from babel.messages.extract import extract
     from jinja2.ext import babel_extract
 
     found: set[tuple[str, str]] = {(name, "") for _, name, _, _ in ROOMS}
+    # The names and short descriptions of teaching methods and help levels, which a class's page offers.
+    ways = [*teaching.methods().values(), *teaching.help_levels().values()]
+    found |= {(text, "") for way in ways for text in (way.name, way.about)}
+    for path in sorted(TEMPLATES.parent.glob("*.py")):
+        with path.open("rb") as source:
+            for _line, said, _comments, _context in extract(
+                "python", source, {"say": None, "gettext": None, "ngettext": (1, 2)}
+            ):
+                pair = [part for part in (said if isinstance(said, tuple) else (said,)) if part]
+                found.add((pair[0], pair[1] if len(pair) > 1 else ""))
     options = {"trim_blocks": "true", "lstrip_blocks": "true", "silent": "false"}
     for path in sorted(TEMPLATES.glob("*.html")):
         with path.open("rb") as source:
