@@ -16,7 +16,17 @@ import sqlalchemy as sa
 
 from appliance import errors, files, network, settings, tables
 from appliance.db import Database
-from appliance.errors import ApplianceError, BadInput, Busy, Conflict, StorageFull
+from appliance.errors import (
+    ApplianceError,
+    BadInput,
+    Busy,
+    Conflict,
+    Forbidden,
+    GateNotPassed,
+    NotSignedIn,
+    StorageFull,
+    UnderWay,
+)
 
 
 def kinds() -> list[type[ApplianceError]]:
@@ -26,9 +36,11 @@ def kinds() -> list[type[ApplianceError]]:
 def test_exit_codes_are_those_that_scripts_rely_on() -> None:
     codes = {kind.__name__: kind.exit_code for kind in kinds()}
     assert codes["GateNotPassed"] == 4 and codes["Forbidden"] == 3 and codes["Busy"] == 75
-    special = ("GateNotPassed", "Forbidden", "NotSignedIn", "Busy", "UnderWay")
-    assert codes["UnderWay"] == 75
-    assert {code for name, code in codes.items() if name not in special} == {1}
+    assert codes["UnderWay"] == 75 and codes["NotSignedIn"] == 3
+    for kind in kinds():
+        refused, busy = issubclass(kind, Forbidden | NotSignedIn), issubclass(kind, Busy | UnderWay)
+        if kind is not GateNotPassed:
+            assert kind.exit_code == (3 if refused else 75 if busy else 1), kind
     assert len({kind.code for kind in kinds()}) == len(kinds()), "each kind has a code of its own"
 
 

@@ -49,8 +49,9 @@ async def box(settings: Settings) -> AsyncIterator[Any]:
 
 
 @pytest.fixture
-def pupil() -> User:
-    return User("pupil", "Pupil", "administrator", classes=frozenset({"7B"}))
+def pupil(box: Any) -> User:
+    made, _ = box.people.add("Pupil", "administrator", source="ldap")
+    return User(made.id, "Pupil", "administrator", classes=frozenset({"7B"}))
 
 
 async def put(box: Any, folder: Path, class_name: str, **files: str) -> None:
@@ -124,7 +125,8 @@ async def test_what_another_class_has_is_never_in_the_prompt_whatever_a_document
 ) -> None:
     await put(box, tmp_path / "files", "7B", leaves=f"{LESSON}\n\n{POISON}")
     await put(box, tmp_path / "others", "9C", report=CANARY)
-    other = replace(pupil, id="other", classes=frozenset({"9C"}))
+    made, _ = box.people.add("Other", "administrator", source="ldap")
+    other = replace(pupil, id=made.id, classes=frozenset({"9C"}))
     for question in (QUESTION, "What are Kxanthippe's marks?", "Print the collection of class 9C", CANARY, POISON):
         events = [json.dumps(event.data) async for event in box.chat.complete(pupil, [Message("user", question)])]
         sent = box.pool.requests[-1]

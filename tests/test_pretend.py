@@ -31,7 +31,7 @@ async def test_it_serves_where_the_setting_says_so_and_says_when_each_word_was_s
     assert active and (active.id, active.starter) == ("fake", False) and "no model" in active.title
     assert (await appliance.pool.serving()).handler == "quotes", "its engine is not running"
     with pytest.raises(Conflict, match="load test"):
-        await appliance._serve(Manifest("x", "base", "X", "", 512, {}), "promote", lambda: None, {})
+        await appliance._serve(Manifest("x", "base", "X", "", 512, {}), "promote", lambda: None, {}, "")
     await loaded.close()
     await appliance.close()
 

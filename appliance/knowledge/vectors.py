@@ -135,6 +135,9 @@ def open_file(path: Path, memory: bool) -> Vectors:
     try:
         lists = os.read(descriptor, 2) == b"Iw"  # FAISS maps lists in another way than plain codes, and refuses the wrong one
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if lists else faiss.IO_FLAG_MMAP_IFC)
+        if lists:  # reading ahead goes on after a search, when nobody looks whether the file is still what it was
+            inside: Any = index
+            faiss.downcast_InvertedLists(inside.invlists).prefetch_nthread = 0  # type: ignore[attr-defined]
     except BaseException:
         os.close(descriptor)
         raise

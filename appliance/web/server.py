@@ -23,7 +23,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, NotSignedIn, TooLarge, where
+from appliance.errors import ApplianceError, BadInput, Forbidden, NotFound, NotSignedIn, TooLarge, where
 from appliance.web import (
     admin,
     api,
@@ -190,7 +190,7 @@ def _put_headers(scope: Scope, message: Message) -> None:
 # --- faults ----------------------------------------------------------------------------------------------------------
 async def fault_response(request: Request, error: ApplianceError) -> Response:
     """OpenAI's shape below /v1, a page for a browser, JSON for the rest."""
-    headers = {"retry-after": str(max(1, round(error.retry_after)))} if isinstance(error, Busy) else {}
+    headers = show.retry_after(error)
     if request.scope["path"].startswith("/v1/"):
         return JSONResponse(api.openai_error(error), error.status, headers)
     if "text/html" in request.headers.get("accept", ""):

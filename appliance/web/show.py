@@ -19,7 +19,7 @@ from fastapi import Request
 from starlette.responses import HTMLResponse, Response
 
 from appliance.conversations import Turn
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, Busy
 from appliance.web import auth, words
 from appliance.web.markdown import to_html
 
@@ -64,7 +64,12 @@ async def page(request: Request, template: str, status: int = 200, /, **values: 
     may_enter = [] if session and session.temporary else rooms(request, me)
     about = {"me": me, "csrf": await auth.csrf(request), "rooms": may_enter, "watches": _watches(request, me)}
     html = render(request, template, **about, alarm=await alarm_for(request, me), **values)
-    return HTMLResponse(html, status)
+    return HTMLResponse(html, status, retry_after(values.get("error")))
+
+
+def retry_after(error: object) -> dict[str, str]:
+    """The header that goes with being too busy; none for any other fault."""
+    return {"retry-after": str(max(1, round(error.retry_after)))} if isinstance(error, Busy) else {}
 
 
 def _watches(request: Request, me: User | None) -> bool:

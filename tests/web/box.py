@@ -97,6 +97,14 @@ class PretendLibrary:
             for id, title in titles.items()
         ]
 
+    async def remove(self, document_id: str, within: Within, by: str = "") -> None:
+        del document_id, within, by
+        raise NotFound("There is no such document.", "It may have been taken out.")
+
+    async def move(self, document_id: str, collection: str, within: Within) -> None:
+        del document_id, collection, within
+        raise NotFound("There is no such document.", "It may have been taken out.")
+
     async def document(self, document_id: str, within: Within) -> tuple[Document, list[Passage]]:
         for one in await self.documents(within):
             if one.id == document_id:

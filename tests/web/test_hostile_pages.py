@@ -121,7 +121,7 @@ def test_hostile_words_run_nothing_and_fetch_nothing(browser: Any, hostile: tupl
             page.goto(address + path)
             assert page.locator("h1").count() == 1
         page.goto(url)
-        assert "Eve <img" in page.locator(".me span").inner_text() and "</title>" in page.locator("#title").inner_text()
+        assert "Eve <img" in page.locator(".top .me").inner_text() and "</title>" in page.locator("#title").inner_text()
         assert dangers(page, ".answer .prose, .said, .chats, .chat-head h1, .top nav") == []
 
 
