@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -35,6 +36,20 @@ SLOTS = 8
 QUESTION = "What is a fraction?"
 
 
+def without_end(gguf: bytes) -> bytes:
+    """A model that knows no end: its answers are as long as they may be, so that there is a middle to kill them in."""
+    key = b"tokenizer.ggml.eos_token_id"
+    at = gguf.index(key) + len(key) + 4  # behind the key stands its type, then the token's number
+    gguf = gguf[:at] + (1).to_bytes(4, "little") + gguf[at + 4 :]
+    # The token has another text now, of the same length; the template goes on naming the old one, which nothing writes.
+    template = gguf.index(b"tokenizer.chat_template")
+    length = int.from_bytes(gguf[template + 27 : template + 35], "little")
+    after = template + 35 + length
+    return b"".join(
+        [gguf[:template].replace(b"<|end|>", b"<|on!|>"), gguf[template:after], gguf[after:].replace(b"<|end|>", b"<|on!|>")]
+    )
+
+
 def prepare(home: Path, gguf: Path) -> Settings:
     """A home with four people, and the starter's weights as a model that writes long answers and has no quotes before it."""
     settings = Settings(home=home)
@@ -51,7 +66,7 @@ def prepare(home: Path, gguf: Path) -> Settings:
                 connection.execute(sa.insert(users).values(**row, created=time.time()))
     incoming = settings.models / ".incoming"
     incoming.mkdir()
-    shutil.copyfile(gguf, incoming / "model.gguf")
+    (incoming / "model.gguf").write_bytes(without_end(gguf.read_bytes()))
     registry = Registry(settings.models)
     registry.add(incoming, id="class", kind="base", title="Class", licence="Apache-2.0", context=1024)
     registry.promote("class")
@@ -164,26 +179,28 @@ async def test_kill_9_under_sixteen_streams(served: Served) -> None:
     pages = [await ask(client, f"{QUESTION} Number {number}.") for number in range(PAGES) for client in people]
     reading = [asyncio.create_task(page.read(people[number % PEOPLE])) for number, page in enumerate(pages)]
     async with asyncio.timeout(60):
-        while sum(len(page.text) > 20 for page in pages) < SLOTS - 1:
-            await asyncio.sleep(0.01)
+        # A sentence is shown once it was judged, and a short answer is then soon at its end.
+        while sum(bool(page.text) and not page.html for page in pages) < 3:
+            assert not all(page.html for page in pages), "all of them were answered already"
+            await asyncio.sleep(0.005)
     os.kill(first, signal.SIGKILL)
     half = {page.turn: page.text for page in pages if not page.html}
     killed = time.monotonic()
     async with asyncio.timeout(30):
         await asyncio.gather(*reading)
     assert time.monotonic() - killed < 15, "nobody is left before a page that has stopped"
-    assert sum(bool(text) for text in half.values()) >= 4, "this test needs answers that are half written"
+    assert sum(bool(text) for text in half.values()) >= 3, "this test needs answers that are half written"
     for page in pages:
         row = stored(served.settings, page)
         assert row.state == page.state in ("done", "failed") and page.kinds[-1] == "done", page
         if page.state == "failed":
             assert "just stopped" in page.html and "ask again" in page.html and 'role="alert"' in page.html
-            assert page.text.strip() and row.text == page.text.strip(), "what was written is kept, to the last word"
+            assert page.text.strip() and row.text == page.text.strip(), "what was shown is kept, to the last word"
         elif row.handler == "quotes":
-            assert not half[page.turn] and "No language model wrote this" in page.html, "it had no word of the model yet"
+            assert "No language model wrote this" in page.html and row.text == page.text.strip(), "no word of the model in it"
         else:
             assert row.facts["completion"] > 0, "no half answer is called done: this one came to its own end"
-    assert sum(page.state == "failed" for page in pages) >= 4
+    assert sum(page.state == "failed" for page in pages) >= 3
 
     await asyncio.to_thread(until, lambda: served.pid("engine") not in (None, first) and served.answers(), 90)
     again = await ask(people[0], QUESTION)
@@ -198,19 +215,31 @@ async def test_kill_9_under_sixteen_streams(served: Served) -> None:
         await client.aclose()
 
 
+async def _killed_in_its_middle(client: httpx.AsyncClient, served: Served, body: dict[str, Any]) -> list[str]:
+    """The lines of an answer whose engine is killed at its first words."""
+    lines: list[str] = []
+    engine = served.pid("engine")
+    async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        async for line in reply.aiter_lines():
+            lines += [line] if line else []
+            if engine and re.search('"content": "[^"]', line):
+                os.kill(engine, signal.SIGKILL)
+                engine = None
+    return lines
+
+
 async def test_a_program_that_streams_is_told_too(served: Served) -> None:
     with closing(Database(served.settings.database)) as database:
         accounts = Accounts(database, served.settings)
         key = accounts.create_key(accounts.local_administrator(), "test", "chat")[1]
-    body = {"model": "default", "messages": [{"role": "user", "content": QUESTION}], "stream": True, "collections": []}
-    lines: list[str] = []
+    body: dict[str, Any] = {"model": "default", "stream": True, "collections": []}
     async with httpx.AsyncClient(base_url=served.url, headers={"authorization": f"Bearer {key}"}, timeout=60.0) as client:
-        async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
-            async for line in reply.aiter_lines():
-                lines += [line] if line else []
-                engine = served.pid("engine")
-                if len(lines) == 8 and engine:
-                    os.kill(engine, signal.SIGKILL)
+        for number in range(8):  # until an answer was longer than the killing took
+            body["messages"] = [{"role": "user", "content": f"{QUESTION} Number {number}."}]
+            lines = await _killed_in_its_middle(client, served, body)
+            if "error" in lines[-1]:
+                break
+            await asyncio.to_thread(until, served.answers, 90)
         last = json.loads(lines[-1].removeprefix("data: "))
         assert last["error"]["code"] == "model_unavailable" and last["error"]["type"] == "server_error", last
         assert not any("[DONE]" in line or '"finish_reason": "' in line for line in lines), "half an answer does not end well"
