@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -78,8 +79,10 @@ async def test_a_long_prompt_never_stalls_anybodys_words(serve: Serve, steps: St
         assert not speaks.done(), "nothing is proved if the other answer has ended"
         assert len(reading) >= size // (2 * loop.FEWEST_PROMPT) >= 3
         places = [[row[1] for row in rows if row[2] == speaker] for rows in during]
-        assert all(len(one) == 1 for one in places), "a step in which the speaker says nothing"
-        assert [one[0] for one in places] == list(range(places[0][0], places[0][0] + len(places)))
+        assert all(places), "a step in which the speaker says nothing"
+        # Each step begins at the first place that is not yet settled: a guessed word may settle more than one, never none.
+        steady = itertools.pairwise(places)
+        assert all(one[0] < after[0] <= one[-1] + 1 for one, after in steady), "a step that brought no word"
         speaks.cancel()
         await asyncio.gather(speaks, return_exceptions=True)
 
