@@ -202,7 +202,9 @@ async def watch(box: Box, told: Told, until: float) -> float:
 
 async def one_answer(person: Visitor, told: Told) -> None:
     asked = time.time()
-    question = LESSON + " ".join(["now."] * WORDS)
+    # Each word is a sentence of its own and says so itself: an answer is judged sentence by sentence, and how long a sentence
+    # waits for its last word is the model's doing; "now." would wait for the next word's blank.
+    question = LESSON + " ".join(["now。"] * WORDS)
     status, body = await person.ask("POST", "/chat/ask", {"question": question, "conversation": ""}, "application/json")
     if status != 200:
         told.errors.append(f"{status} {body[:120]!r}")
@@ -249,7 +251,7 @@ async def crowd_rows(box: Box, names: list[str], minutes: float) -> list[Row]:
     return [
         (f"{len(names)} people chat: errors", str(len(told.errors)), "0", "; ".join([how, *told.errors[:2]])),
         (
-            "added delay of a word, p95",
+            "added delay of a sentence, p95",
             f"{late:.1f} ms",
             "under 30 ms",
             f"median {middle:.1f} ms, slowest {1000 * delays[-1]:.0f} ms; a mere timer was late by {1000 * timer:.1f} ms, p95",
