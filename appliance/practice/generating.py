@@ -28,6 +28,7 @@ Ask = Callable[[Mapping[str, str], Mapping[str, Any]], Awaitable[str]]
 
 TRIES = 3
 LONGEST_ANSWER = 30_000  # characters
+LONGEST_FAULT = 400  # of what a model is told of its last try
 LIMITS = {"subject": 60, "grade": 20, "challenge": 600, "class_profile": 800}
 MINUTES = 12
 TWIST_AT = 4  # the teacher's turn after which somebody says what tests them
@@ -122,7 +123,7 @@ async def generate(user: User, wish: Wish, scenes: Scenes, ask: Ask) -> Scenario
             facts = facts_of(text, wish)
             return await asyncio.to_thread(scenes.save, user, facts, generated=True)
         except BadInput as error:
-            fault = error.message
+            fault = error.message[:LONGEST_FAULT]
     hint = "Try again, or say in more words what is hard; what you typed is still here."
     raise NoScene(f"The model wrote no usable scene in {TRIES} tries.", hint, wish)
 

@@ -12,6 +12,7 @@ import pytest
 
 from appliance import prompts
 from appliance.accounts import PUPIL, TEACHER, Accounts, People, User
+from appliance.asking import ask_text
 from appliance.audit import Audit
 from appliance.db import Database
 from appliance.engine import schemas
@@ -22,6 +23,8 @@ from appliance.practice.generating import SCHEMA, TEMPERS, NoScene, Wish, facts_
 from appliance.practice.scenario import CATEGORIES, SITUATIONS, read
 from appliance.practice.scenes import Scenes
 from appliance.settings import Settings
+from tests.test_asking import Answers
+from tests.web.box import make_box
 
 WISH = Wish("science", "8", "They believe that cold flows into a cup.", "24 pupils, lively, two learn the language")
 LINES = {name: f"I say {name.replace('_', ' ')}." for name in SITUATIONS}
@@ -209,3 +212,20 @@ def test_what_the_module_promises_is_what_is_read_here() -> None:
     for shown in module.demonstrations:
         made = read(facts_of(json.dumps(shown.outputs), Wish("", str(shown.inputs.get("grade", "")), "x")), "x")
         assert len(made.pupils) >= 2 and len(made.rubric) >= 3 and any(one.misconception for one in made.pupils)
+
+
+async def test_the_road_to_the_model_leads_through_the_guard(settings: Settings) -> None:
+    box = make_box(settings, pool=Answers("Sure! Here is a scene:", answer()))
+    try:
+        me = box.accounts.local_administrator()
+
+        async def ask(inputs: Mapping[str, str], schema: Mapping[str, Any]) -> str:
+            return await ask_text(box.chat, me, "scenario_generator", inputs, schema=dict(schema))
+
+        made = await generate(me, WISH, Scenes(box.database, box.accounts, Audit(box.database)), ask)
+        first, second = box.pool.requests
+        assert made.title == "The cold comes in" and first.schema == second.schema == SCHEMA
+        assert WISH.challenge in first.messages[-1].content and "no whole JSON" in second.messages[-1].content
+    finally:
+        await box.chat.close()
+        box.database.close()
