@@ -36,6 +36,7 @@ from appliance.errors import ApplianceError, BadInput, Conflict, GateNotPassed, 
 from appliance.feedback import Feedback
 from appliance.jobs import Jobs, held
 from appliance.knowledge.library import Library
+from appliance.practice.scenes import Scenes
 from appliance.registry import Manifest, Registry
 from appliance.safeguarding import Safeguarding
 from appliance.settings import Settings
@@ -71,6 +72,7 @@ class Appliance:
         self.oidc = Oidc(settings, client) if settings.oidc_issuer else None
         self.people = People(self.database)
         self.classes = Classes(self.database)
+        self.scenes = Scenes(self.database, self.accounts, self.audit)
         self.jobs = Jobs(self.database, settings)
         self.safeguarding = Safeguarding(self.database, self.audit)
         self.chat = Chat(

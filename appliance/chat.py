@@ -126,10 +126,12 @@ class Chat:
         grade: str | None = None,
         module: str = "teacher_responder",
         lesson: Lesson | None = None,
+        schema: dict[str, Any] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Answer the last message. `collections` None searches all documents, an empty one none.
 
-        lesson: as `admit` gave it for this question; None: it is admitted here.
+        lesson: as `admit` gave it for this question; None: it is admitted here. module: a prompt program; where its answers
+        have a form (see `asking`), or `schema` gives one, they are held to it.
 
         What only asks on ("and why?") is searched with the question before it.
 
@@ -158,16 +160,15 @@ class Chat:
             limit = min(limit, max(16, context // 2))
         if self._fence is None:
             self._fence = Fence(await asyncio.to_thread(secret_of, self._settings.fence), suspicion.suspicious)
-        render = partial(
-            prompts.render, question, module=module, subject=subject, grade=grade, lesson=lesson.words(), fence=self._fence
-        )
         count = partial(self._pool.count, task=task, model=model)
         room = context - limit if context > 0 else 10**9
+        program = await prompts.load(module).within(room, count)
+        render = partial(program.render, question, subject=subject, grade=grade, lesson=lesson.words(), fence=self._fence)
         plan = await self._fit(render, sources.passages, history, instructions, count, room, limit, lesson.strict)
         request = Request(
             plan.messages, model, limit, temperature, top_p=top_p, seed=seed, stop=tuple(stop), user=user.id,
             group=_group(user), repeat_penalty=STARTER_PENALTY if starter else 1.0,
-            passages=tuple(sources.passages), question=meant, task=task,
+            passages=tuple(sources.passages), question=meant, task=task, schema=schema or program.schema,
         )  # fmt: skip
         async with aclosing(self._events(request, plan, sources, serving, starter)) as events:
             async for event in events:

@@ -77,11 +77,14 @@ def test_every_file_of_the_tree_is_there() -> None:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_explains_itself(name: str) -> None:
-    command = group.get_command(click.Context(group), name)
-    assert command is not None and command.help
-    children = command.commands.values() if isinstance(command, click.Group) else [command]
-    for child in children:
-        assert child.help and any(parameter.name == "as_json" for parameter in child.params), child.name
+    waiting = [group.get_command(click.Context(group), name)]
+    while waiting:
+        command = waiting.pop()
+        assert command is not None and command.help
+        if isinstance(command, click.Group):
+            waiting += command.commands.values()
+        else:
+            assert any(parameter.name == "as_json" for parameter in command.params), command.name
 
 
 def test_settings_named_in_the_pages_of_help_exist() -> None:

@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "appliance"
 
 GROUND = ["errors", "files", "settings", "tables", "db", "audit", "redact", "tunnel", "tunnel_http", "network", "egress"]
-NOUNS = ["accounts", "classes", "safety", "fence", "teaching", "prompts", "engine", "knowledge", "registry", "jobs"]
+NOUNS = ["accounts", "classes", "safety", "fence", "teaching", "forms", "prompts", "engine", "knowledge", "registry", "jobs"]
 WORK = [
     "enrolment",
     "branches",
@@ -30,6 +30,7 @@ WORK = [
     "feedback",
     "finding",
     "chat",
+    "asking",
     "practice",
     "tuning",
     "plugins",
@@ -43,6 +44,7 @@ DOORS = ["web", "cli"]
 # Within a row, the pairs that may import each other in this direction.
 WITHIN = {
     ("prompts", "fence"),
+    ("prompts", "forms"),
     ("conversations", "branches"),
     ("chat", "conversations"),
     ("chat", "answering"),
@@ -62,6 +64,9 @@ WITHIN = {
     ("guarding", "running"),
     ("guarding", "safeguarding"),
     ("practice", "chat"),
+    ("asking", "chat"),
+    ("asking", "lessons"),
+    ("practice", "asking"),
     ("plugins", "tuning"),
     ("app", "supervisor"),
 }

@@ -21,7 +21,9 @@ _STAFF = _PUPIL | {
     ("instruct", "chat"), ("embed", "text"), ("read", "status"), ("create", "key"), ("review", "library"), ("add", "library"),
     ("correct", "answer"), ("practise", "lesson"),
 }  # fmt: skip
-_TEACHER = _STAFF | {("create", "class"), ("review", "example"), ("read", "model"), ("read", "class counter")}
+_TEACHER = _STAFF | {
+    ("create", "class"), ("review", "example"), ("read", "model"), ("read", "class counter"), ("approve", "scenario"),
+}  # fmt: skip
 # Flagged words are for the lead alone: who runs the box does not read them.
 _SAFEGUARDING = _STAFF | {("read", "flag"), ("change", "flag"), ("read", "counter"), ("read", "class counter")}
 _ADMINISTRATOR = _TEACHER | {
