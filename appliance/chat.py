@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from appliance import prompts
+from appliance import hints, prompts
 from appliance.accounts import PUPIL
 from appliance.answering import Answers
 from appliance.audit import Audit
@@ -163,12 +163,15 @@ class Chat:
         count = partial(self._pool.count, task=task, model=model)
         room = context - limit if context > 0 else 10**9
         program = await prompts.load(module).within(room, count)
-        render = partial(program.render, question, subject=subject, grade=grade, lesson=lesson.words(), fence=self._fence)
+        form = schema or program.schema
+        note = "" if form else hints.note(lesson.help_level, [*history, Message("user", question)])
+        about: dict[str, Any] = {"subject": subject, "grade": grade, "lesson": lesson.words(), "note": note}
+        render = partial(program.render, question, fence=self._fence, **about)
         plan = await self._fit(render, sources.passages, history, instructions, count, room, limit, lesson.strict)
         request = Request(
             plan.messages, model, limit, temperature, top_p=top_p, seed=seed, stop=tuple(stop), user=user.id,
             group=_group(user), repeat_penalty=STARTER_PENALTY if starter else 1.0,
-            passages=tuple(sources.passages), question=meant, task=task, schema=schema or program.schema,
+            passages=tuple(sources.passages), question=meant, task=task, schema=form,
         )  # fmt: skip
         async with aclosing(self._events(request, plan, sources, serving, starter)) as events:
             async for event in events:
