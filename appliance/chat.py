@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from appliance import prompts
+from appliance import hints
 from appliance.accounts import PUPIL
 from appliance.answering import Answers
 from appliance.audit import Audit
@@ -32,6 +32,7 @@ from appliance.knowledge import suspicion
 from appliance.knowledge.follow_ups import to_search
 from appliance.knowledge.shelves import Filter
 from appliance.lessons import Lesson, Lessons
+from appliance.programs import Programs
 from appliance.quotas import Quotas
 from appliance.running import Event
 from appliance.safeguarding import Safeguarding
@@ -82,6 +83,7 @@ class Chat:
         self._settings = settings
         self.lessons = Lessons(database)
         self.quotas = Quotas(database)
+        self.programs = Programs(database, accounts, Audit(database))
         self._fence: Fence | None = None
         self._counting: set[asyncio.Task[None]] = set()
         # What happens to an answer once it is begun. `recover` before the first page, `close` at the end.
@@ -162,13 +164,17 @@ class Chat:
             self._fence = Fence(await asyncio.to_thread(secret_of, self._settings.fence), suspicion.suspicious)
         count = partial(self._pool.count, task=task, model=model)
         room = context - limit if context > 0 else 10**9
-        program = await prompts.load(module).within(room, count)
-        render = partial(program.render, question, subject=subject, grade=grade, lesson=lesson.words(), fence=self._fence)
+        served = await asyncio.to_thread(self.programs.module, module, subject or "", grade or "")
+        program = await served.within(room, count)
+        form = schema or program.schema
+        note = "" if form else hints.note(lesson.help_level, [*history, Message("user", question)])
+        about: dict[str, Any] = {"subject": subject, "grade": grade, "lesson": lesson.words(), "note": note}
+        render = partial(program.render, question, fence=self._fence, **about)
         plan = await self._fit(render, sources.passages, history, instructions, count, room, limit, lesson.strict)
         request = Request(
             plan.messages, model, limit, temperature, top_p=top_p, seed=seed, stop=tuple(stop), user=user.id,
             group=_group(user), repeat_penalty=STARTER_PENALTY if starter else 1.0,
-            passages=tuple(sources.passages), question=meant, task=task, schema=schema or program.schema,
+            passages=tuple(sources.passages), question=meant, task=task, schema=form,
         )  # fmt: skip
         async with aclosing(self._events(request, plan, sources, serving, starter)) as events:
             async for event in events:

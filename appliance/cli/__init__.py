@@ -38,6 +38,7 @@ COMMANDS = {
     "retrain": ("retrain", "From reviewed classroom feedback to a promoted model, or an honest refusal."),
     "jobs": ("jobs", "List, show and cancel the box's long work."),
     "models": ("models", "List, judge, promote, roll back and remove models."),
+    "modules": ("modules", "Show how the model is told to answer; promote and roll back optimised programs."),
     "guide": ("guide", "Print a short guide: tuning, good practice, troubleshooting."),
     "network": ("network", "Say which hosts outside the box may be reached; none by default."),
     "audit": ("audit", "Show and check the record of who did what."),
