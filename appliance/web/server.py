@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LARGEST_BODY = 1024 * 1024
+LARGER = {uploads.ADDRESS: uploads.AT_ONCE, roll.ADDRESS: roll.AT_ONCE}
 THREADS = 24
 HEADERS = {
     "content-security-policy": (
@@ -167,8 +168,8 @@ def _refusal(scope: Scope) -> ApplianceError | None:
 
 
 def _largest(scope: Scope) -> int:
-    """Bytes that a request may bring: documents to this one address, words to every other."""
-    return uploads.AT_ONCE if scope["path"] == uploads.ADDRESS else LARGEST_BODY
+    """Bytes that a request may bring: files to the addresses that take some, words to every other."""
+    return LARGER.get(scope["path"], LARGEST_BODY)
 
 
 def _too_much(scope: Scope) -> TooLarge:
