@@ -134,10 +134,12 @@ async def form(request: Request, *, fields: int = 20, files: int = 0, largest: i
 
     largest: bytes of one field.
     """
+    request.state.form = None  # a body can be read once only: `kept` hands back what was read of it
     try:
         data = await request.form(max_files=files, max_fields=fields, max_part_size=largest)
     except (UnicodeError, LookupError):
         raise BadInput("This form is written in letters that the box cannot read.", "Send it as UTF-8.") from None
+    request.state.form = data
     await check(request, data)
     return data
 

@@ -6,10 +6,13 @@ Between the two steps the file lies in a private folder for an hour at most. Wha
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 import time
+import warnings
+import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 from starlette.datastructures import UploadFile
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/admin/people")
 
+ADDRESS = "/admin/people/import"
+AT_ONCE = 20 * 2**20  # bytes in one sending: the register of a school of several thousand, zipped or not
+FILES_AT_ONCE = 8
 KEPT_SECONDS = 3600.0
 SHOWN = 200
 _ID = re.compile(r"[0-9a-z]{16}")
@@ -42,16 +48,17 @@ async def _give(request: Request, error: ApplianceError | None = None) -> Respon
     return await show.page(request, "import.html", error.status if error else 200, error=error)
 
 
-@router.post("/import")
+@router.post("/import", max_body_size=AT_ONCE)
 async def look(request: Request) -> Response:
     """Keep the file for an hour and say what it would change."""
     user = await administrator(request)
-    data = await auth.form(request, files=1)
-    given: Any = data.get("file")
+    data = await auth.form(request, files=FILES_AT_ONCE)
     try:
-        if not isinstance(given, UploadFile) or not given.filename:
-            return await _give(request, BadInput("No file was chosen.", "Choose a CSV file, or a zip file of OneRoster."))
-        content, name = await given.read(), _plain(given.filename)
+        given = [one for one in data.getlist("file") if isinstance(one, UploadFile) and one.filename]
+        if not given:
+            return await _give(request, BadInput("No file was chosen.", "Choose a CSV file, or the files of OneRoster."))
+        files = [(_plain(one.filename or ""), await one.read()) for one in given]
+        name, content = files[0] if len(files) == 1 else ("OneRoster.zip", await asyncio.to_thread(_together, files))
     finally:
         await data.close()
     try:
@@ -92,6 +99,16 @@ async def _plan(request: Request, id: str, roll: Roll, error: ApplianceError | N
     plan: Plan = await asyncio.to_thread(compare, auth.box(request).database, roll)
     status = error.status if error else 400 if plan.faults else 200
     return await show.page(request, "import_plan.html", status, error=error, id=id, plan=plan, file=roll.name, most=SHOWN)
+
+
+def _together(files: list[tuple[str, bytes]]) -> bytes:
+    """Files that were chosen one by one, as the archive that the register could have made of them."""
+    out = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(out, "w") as archive:
+        warnings.simplefilter("ignore", UserWarning)  # of two of one name: whoever reads it refuses them in words
+        for name, data in files:
+            archive.writestr(name, data)
+    return out.getvalue()
 
 
 def _plain(name: str) -> str:

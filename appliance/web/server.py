@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LARGEST_BODY = 1024 * 1024
+LARGER = {uploads.ADDRESS: uploads.AT_ONCE, roll.ADDRESS: roll.AT_ONCE}
 THREADS = 24
 HEADERS = {
     "content-security-policy": (
@@ -137,6 +138,7 @@ class Wall:
         request = Request(scope, receive)
         fault = _refusal(scope)
         if fault is not None:
+            request.state.form = None  # nothing of it is read, and nothing handed back that another site has written
             await (await fault_response(request, fault))(scope, receive, guarded_send)
             return
         try:
@@ -146,6 +148,7 @@ class Wall:
         except Exception as error:  # noqa: BLE001 - a fault's own words may hold what a pupil wrote: log its place only
             log.error("%s: %s", scope["method"], where(error))
             if not started:
+                request.state.form = getattr(request.state, "form", None)  # what is not read by now may never come
                 broken = ApplianceError("Something in the box went wrong.", "Try again; if it stays, tell the administrator.")
                 await (await fault_response(request, broken))(scope, receive, guarded_send)
 
@@ -167,8 +170,8 @@ def _refusal(scope: Scope) -> ApplianceError | None:
 
 
 def _largest(scope: Scope) -> int:
-    """Bytes that a request may bring: documents to this one address, words to every other."""
-    return uploads.AT_ONCE if scope["path"] == uploads.ADDRESS else LARGEST_BODY
+    """Bytes that a request may bring: files to the addresses that take some, words to every other."""
+    return LARGER.get(scope["path"], LARGEST_BODY)
 
 
 def _too_much(scope: Scope) -> TooLarge:
@@ -189,18 +192,24 @@ def _put_headers(scope: Scope, message: Message) -> None:
 
 # --- faults ----------------------------------------------------------------------------------------------------------
 async def fault_response(request: Request, error: ApplianceError) -> Response:
-    """OpenAI's shape below /v1, a page for a browser, JSON for the rest."""
+    """OpenAI's shape below /v1, a page for a browser (with what was typed), JSON for the rest."""
     headers = show.retry_after(error)
-    if request.scope["path"].startswith("/v1/"):
+    if _for_programs(request):
         return JSONResponse(api.openai_error(error), error.status, headers)
     if "text/html" in request.headers.get("accept", ""):
         return await show.fault_page(request, error, headers)
     return JSONResponse({"error": {"code": error.code, "message": error.message, "hint": error.hint}}, error.status, headers)
 
 
+def _for_programs(request: Request) -> bool:
+    """Below /v1 whoever asks is a program, whatever its library says that it reads."""
+    return bool((request.scope["path"] + "/").startswith("/v1/"))
+
+
 async def _on_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApplianceError)
     for_a_person = request.method == "GET" and "text/html" in request.headers.get("accept", "")
+    for_a_person = for_a_person and not _for_programs(request)
     if for_a_person and isinstance(error, (NotSignedIn, auth.ChooseFirst)):
         return RedirectResponse("/" if isinstance(error, NotSignedIn) else "/me/password", 303)
     return await fault_response(request, error)

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, Response
 
 from appliance.conversations import Turn
 from appliance.errors import ApplianceError, Busy
-from appliance.web import auth, words
+from appliance.web import auth, kept, words
 from appliance.web.markdown import to_html
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ ROOMS: list[tuple[str, str, tuple[str, str], tuple[str, ...]]] = [
 
 
 async def fault_page(request: Request, error: ApplianceError, headers: dict[str, str]) -> Response:
-    """A fault as a page. It must not fail itself, so it asks for nobody's session."""
-    html = render(request, "fault.html", error=error, me=None, csrf="")
+    """A fault as a page, with what was typed. It must not fail itself, so it asks for nobody's session."""
+    html = render(request, "fault.html", error=error, me=None, csrf="", kept=await kept.typed(request, error))
     return HTMLResponse(html, error.status, headers)
 
 
