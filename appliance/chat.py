@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from appliance import hints
+from appliance import hints, reading
 from appliance.accounts import PUPIL
 from appliance.answering import Answers
 from appliance.audit import Audit
@@ -167,7 +167,7 @@ class Chat:
         served = await asyncio.to_thread(self.programs.module, module, subject or "", grade or "")
         program = await served.within(room, count)
         form = schema or program.schema
-        note = "" if form else hints.note(lesson.help_level, [*history, Message("user", question)])
+        note = "" if form else _note(lesson, [*history, Message("user", question)])
         about: dict[str, Any] = {"subject": subject, "grade": grade, "lesson": lesson.words(), "note": note}
         render = partial(program.render, question, fence=self._fence, **about)
         plan = await self._fit(render, sources.passages, history, instructions, count, room, limit, lesson.strict)
@@ -179,7 +179,9 @@ class Chat:
         async with aclosing(self._events(request, plan, sources, serving, starter)) as events:
             async for event in events:
                 if event.kind == "done":
-                    event = Event("done", {**event.data, "seconds": round(time.monotonic() - started, 3)})
+                    hard = reading.facts(event.data["text"], lesson.grade)
+                    told = {"reading": hard} if hard else {}
+                    event = Event("done", {**event.data, **told, "seconds": round(time.monotonic() - started, 3)})
                     used = sum(event.data["tokens"].get(kind, 0) for kind in ("prompt", "completion"))
                     await self._count(user, lesson.class_id, used)
                 yield event
@@ -446,6 +448,12 @@ def clean_question(text: str) -> str:
     if not text:
         raise BadInput("The question is empty.", "Write a question first.")
     return text
+
+
+def _note(lesson: Lesson, messages: Sequence[Message]) -> str:
+    """What is told behind the question, by the state of this talk: the lesson's own words stay one for the whole class."""
+    found = (hints.note(lesson.help_level, messages), reading.note(lesson.grade, messages))
+    return "\n".join(one for one in found if one)
 
 
 def _group(user: User) -> str:

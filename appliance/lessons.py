@@ -46,8 +46,11 @@ class Lesson:
     choice: tuple[tuple[str, str], ...] = ()
 
     def words(self) -> str:
-        """What the model is told of it beside subject and grade; the same for the whole class."""
-        ways = (teaching.methods().get(self.method), teaching.help_levels().get(self.help_level))
+        """What the model is told of it beside the names of subject and grade; the same for the whole class."""
+        ways = (
+            teaching.methods().get(self.method), teaching.help_levels().get(self.help_level), teaching.subject(self.subject),
+            teaching.band(self.grade),
+        )  # fmt: skip
         title = f"Today's lesson: {self.title}." if self.title else ""
         return "\n".join(part for part in (title, *(way.instructions for way in ways if way)) if part)
 

@@ -25,7 +25,8 @@ class Event:
     kind, and what `data` holds: "turn" (conversation, question, turn); "queue" (place, wait in seconds); "sources" (covered:
     None where no document was asked, lexical_only, passages, nearest; model and handler to answer); "notice" (message);
     "quotes" (text: Markdown that leads while a starter serves); "text" (delta); "saving" (the disk takes long); "done" (state,
-    text, lead, model, handler, starter, covered, finish, tokens, seconds); "error" (message, hint, code).
+    text, lead, model, handler, starter, covered, finish, tokens, seconds; "reading" where a grade is known: level, band,
+    inside); "error" (message, hint, code).
     """
 
     kind: str
@@ -125,7 +126,7 @@ class Kept:
         facts = {
             **done["tokens"], "lead": done["lead"], "starter": done["starter"], "finish": done["finish"], "notice": self.notice,
             "nearest": self.sources.get("nearest", []), "lexical_only": self.sources.get("lexical_only", False),
-            "error": error, "hint": hint, "why": why, **({"verdict": done["verdict"]} if "verdict" in done else {}),
+            "error": error, "hint": hint, "why": why, **{key: done[key] for key in ("verdict", "reading") if key in done},
         }  # fmt: skip
         return {
             **{key: done[key] for key in ("text", "model", "handler", "covered", "seconds")},

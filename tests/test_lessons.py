@@ -65,7 +65,10 @@ async def test_a_whole_class_is_told_the_same_word_for_word_and_first(box: Any) 
     assert first == second and first.role == "system"
     told = first.content.removeprefix(prompts.load("teacher_responder").instructions)
     socratic, examples = teaching.methods()["socratic"].instructions, teaching.help_levels()["examples"].instructions
-    assert told == f"\nSubject: Science. Grade: 7.\nToday's lesson: Photosynthesis.\n{socratic}\n{examples}"
+    science, band = teaching.subjects()["sciences"].instructions, teaching.band("7")
+    assert band is not None and band.name == "Grades 6 to 8"
+    lesson = f"Today's lesson: Photosynthesis.\n{socratic}\n{examples}\n{science}\n{band.instructions}"
+    assert told == f"\nSubject: Science. Grade: 7.\n{lesson}"
     assert box.pool.requests[0].task == "teacher_responder/science", "the subject's model answers, where there is one"
     await answer(box, person(box, "carl"))
     assert box.pool.requests[2].messages[0].content == prompts.load("teacher_responder").instructions

@@ -19,7 +19,7 @@ Act = tuple[str, str]  # verb, kind of thing
 _PUPIL: frozenset[Act] = frozenset({("ask", "chat"), ("read", "library"), ("rate", "answer"), ("change", "self")})
 _STAFF = _PUPIL | {
     ("instruct", "chat"), ("embed", "text"), ("read", "status"), ("create", "key"), ("review", "library"), ("add", "library"),
-    ("correct", "answer"), ("practise", "lesson"),
+    ("correct", "answer"), ("practise", "lesson"), ("read", "standard"),
 }  # fmt: skip
 _TEACHER = _STAFF | {
     ("create", "class"), ("review", "example"), ("read", "model"), ("read", "class counter"), ("approve", "scenario"),
@@ -29,6 +29,7 @@ _SAFEGUARDING = _STAFF | {("read", "flag"), ("change", "flag"), ("read", "counte
 _ADMINISTRATOR = _TEACHER | {
     ("change", "library"), ("read", "people"), ("change", "people"), ("change", "any class"), ("change", "model"),
     ("read", "job"), ("change", "job"), ("read", "settings"), ("read", "audit"), ("read", "counter"), ("change", "quota"),
+    ("change", "standard"),
 }  # fmt: skip
 ALLOWED: dict[str, frozenset[Act]] = {
     PUPIL: _PUPIL,

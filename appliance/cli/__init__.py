@@ -32,6 +32,7 @@ COMMANDS = {
     "users": ("users", "Add, import, export, list and erase people, and make passwords for them."),
     "classes": ("classes", "Make, open, close, lock and archive classes; begin the next school year."),
     "practice": ("practice", "List, show, import, export and approve the scenes that teachers rehearse."),
+    "standards": ("standards", "Import curriculum standards, tag with them, and count what there is for each."),
     "quotas": ("quotas", "Say how many questions a role, a class or a person may ask."),
     "examples": ("examples", "Check, import, review, count and withdraw tutoring examples."),
     "tune": ("tune", "Tune a model on tutoring examples, on this machine."),
