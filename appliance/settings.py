@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     ldap_user_filter: str = Field(
         "(&(objectClass=person)(uid={name}))",
         description="How a person is found by the name that was typed; in Active Directory: "
-        "(&(objectCategory=person)(sAMAccountName={name})(!(userAccountControl:1.2.840.113556.1.4.803:=2))).",
+        "(&(objectCategory=person)(|(sAMAccountName={name})(userPrincipalName={name}))).",
     )
     ldap_name_attribute: str = Field(
         "uid", description="Attribute with the name of the account; in Active Directory: sAMAccountName."

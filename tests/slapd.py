@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
 import ipaddress
@@ -9,6 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +33,11 @@ CONFIGURATION = """
 include {schemas}/core.schema
 include {schemas}/cosine.schema
 include {schemas}/inetorgperson.schema
+include {folder}/active.schema
 modulepath /usr/lib/ldap
 moduleload back_mdb
 moduleload ppolicy
+moduleload retcode
 pidfile {folder}/slapd.pid
 allow bind_anon_dn
 TLSCertificateFile {folder}/server.pem
@@ -46,9 +50,53 @@ rootpw root
 directory {folder}/data
 overlay ppolicy
 ppolicy_default "cn=policy,{base}"
+overlay retcode
+retcode-parent "{refused}"
+{refusals}
+access to dn.subtree="{accounts}" attrs=entryUUID by * none
 access to attrs=userPassword by anonymous auth by * none
 access to * by dn.exact="{box}" read by users none by anonymous auth
 """
+
+# What Active Directory calls things.
+ACTIVE = """
+attributetype ( 1.3.6.1.4.1.99999.1 NAME 'sAMAccountName' EQUALITY caseIgnoreMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 SINGLE-VALUE )
+attributetype ( 1.3.6.1.4.1.99999.2 NAME 'userPrincipalName' EQUALITY caseIgnoreMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 SINGLE-VALUE )
+attributetype ( 1.3.6.1.4.1.99999.3 NAME 'userAccountControl' EQUALITY integerMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.27 SINGLE-VALUE )
+attributetype ( 1.3.6.1.4.1.99999.4 NAME 'objectGUID' EQUALITY octetStringMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.40 SINGLE-VALUE )
+attributetype ( 1.3.6.1.4.1.99999.5 NAME 'memberOf' EQUALITY distinguishedNameMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.12 )
+objectclass ( 1.3.6.1.4.1.99999.6 NAME 'user' AUXILIARY
+  MAY ( sAMAccountName $ userPrincipalName $ userAccountControl $ objectGUID $ memberOf ) )
+"""
+ACCOUNTS, REFUSED_ONES = f"ou=accounts,{BASE}", f"ou=refused,{BASE}"  # nobody of the second can bind: each has a reason
+TEACHERS = f"cn=Teachers\\, Year 7 (\\C3\\A9t\\C3\\A9),ou=Groups,{BASE}"  # as it is written in the entry
+PASSWORD = "everybody's 1"
+REFUSALS = ("52e", "530", "531", "532", "533", "701", "773", "775", "999")
+REFUSED = "80090308: LdapErr: DSID-0C09044E, comment: AcceptSecurityContext error, data {}, v4563"
+
+
+def active() -> str:
+    """People as Active Directory has them: of control 512, or 514 for who is switched off; and one for each refusal."""
+    people = [("ada", 512, ACCOUNTS), ("off", 514, ACCOUNTS)] + [(f"p{data}", 512, REFUSED_ONES) for data in REFUSALS]
+    entries = [f"dn: {one}\nobjectClass: organizationalUnit\n" for one in (ACCOUNTS, REFUSED_ONES)]
+    for number, (name, control, place) in enumerate(people):
+        guid = base64.b64encode(uuid.UUID(int=number + 1).bytes_le).decode()
+        entries.append(
+            f"dn: cn={name},{place}\nobjectClass: inetOrgPerson\nobjectClass: user\ncn: {name}\nsn: {name}\n"
+            f"sAMAccountName: {name}\nuserPrincipalName: {name}@school.example\nuserAccountControl: {control}\n"
+            f"objectGUID:: {guid}\nmemberOf: {TEACHERS}\nuserPassword: {PASSWORD}\n"
+        )
+    # What lies on another server: who looks for somebody is told to ask there.
+    entries.append(
+        f"dn: ou=elsewhere,{BASE}\nobjectClass: referral\nobjectClass: extensibleObject\nou: elsewhere\n"
+        "ref: ldap://127.0.0.1:1/ou=elsewhere,dc=other,dc=example\n"
+    )
+    return "\n".join(entries)
+
 
 PEOPLE = [  # uid, password, full name, class, more
     ("ada", "photosynthesis 1", "Ada Byron", "7 B", ""),
@@ -79,7 +127,7 @@ def tree() -> str:
     entries.append(f"dn: cn=teachers,{GROUPS}\nobjectClass: groupOfNames\ncn: teachers\nmember: cn=person 1,ou=people,{BASE}\n")
     # Somebody made a group of the same short name in another place: it is not the one that was meant.
     entries.append(f"dn: cn=teachers,{BASE}\nobjectClass: groupOfNames\ncn: teachers\nmember: cn=person 0,ou=people,{BASE}\n")
-    return "\n".join(entries)
+    return "\n".join([*entries, active()])
 
 
 @dataclass
@@ -102,7 +150,13 @@ def slapd(folder: Path) -> Iterator[Slapd]:
     (folder / "data").mkdir(parents=True)
     write_certificates(folder)
     configuration = folder / "slapd.conf"
-    configuration.write_text(CONFIGURATION.format(schemas=SCHEMAS, folder=folder, base=BASE, box=BOX))
+    refusals = "\n".join(f'retcode-item "cn=p{one}" 0x31 op=bind text="{REFUSED.format(one)}"' for one in REFUSALS)
+    configuration.write_text(
+        CONFIGURATION.format(
+            schemas=SCHEMAS, folder=folder, base=BASE, box=BOX, accounts=ACCOUNTS, refused=REFUSED_ONES, refusals=refusals
+        )
+    )
+    (folder / "active.schema").write_text(ACTIVE)
     (folder / "tree.ldif").write_text(tree())
     add = [SLAPD.replace("slapd", "slapadd"), "-f", str(configuration), "-l", str(folder / "tree.ldif")]
     subprocess.run(add, check=True, capture_output=True)

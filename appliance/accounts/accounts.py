@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from appliance.accounts.class_codes import ClassCodes
+from appliance.accounts.confirming import Confirming
 from appliance.accounts.credentials import (
     LONGEST_SECRET,
     Passwords,
@@ -47,6 +48,7 @@ from appliance.tables import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from appliance.accounts.directory import Directory
     from appliance.audit import Audit
     from appliance.db import Database
     from appliance.settings import Settings
@@ -84,13 +86,14 @@ class Key:
 
 
 class Accounts:
-    """Who is asking, and may they. `second_step` and `class_codes` are two more ways of a sign-in."""
+    """Who is asking, and may they. `second_step` and `class_codes` are two more ways of a sign-in; `confirming` asks once more
+    before what a page left open must not do."""
 
     def __init__(
         self,
         database: Database,
         settings: Settings,
-        directory: Callable[[str, str], Vouched | None] | None = None,
+        directory: Directory | None = None,
         audit: Audit | None = None,
     ) -> None:
         """directory: who has this name and this password, in the school's directory. audit: is told whom it brought."""
@@ -101,6 +104,7 @@ class Accounts:
         self._passwords = Passwords()
         self.second_step = SecondStep(database, settings)
         self.class_codes = ClassCodes(database)
+        self.confirming = Confirming(database, directory)
 
     # --- policy ------------------------------------------------------------------------------------------------------
     def can(self, user: User | None, verb: str, thing: str, owner: str | None = None) -> bool:

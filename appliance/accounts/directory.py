@@ -7,6 +7,7 @@ what it is told, and knows nothing of this box's own accounts; see `vouched` for
 
 from __future__ import annotations
 
+import re
 import secrets
 import socket
 import ssl
@@ -15,7 +16,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -38,8 +39,23 @@ MOST_GROUPS = 500
 START_TLS = "1.3.6.1.4.1.1466.20037"
 _IDS = ("entryUUID", "objectGUID", "nsUniqueId")
 _SUCCESS, _TOO_MANY = 0, 4
-_AWAY = {51, 52, 80}  # busy, unavailable, other: says nothing about the person
+_AWAY = {10, 51, 52, 80}  # ask elsewhere (which the box never does), busy, unavailable, other: nothing about the person
 _UNSAFE = {8, 13}  # stronger authentication or confidentiality required
+_SWITCHED_OFF = 2  # a bit of Active Directory's userAccountControl
+# Why Active Directory refuses somebody whom it knows: the "data" in its words.
+_WHY = re.compile(r"AcceptSecurityContext error, data ([0-9a-f]{3})\b")
+_DIRECTORY = "in the school's directory"
+_OFF = (f"Your account is switched off {_DIRECTORY}.", "Ask the school's administrator.")
+_REFUSED = {
+    "530": (f"Your account may not sign in at this time, {_DIRECTORY} it says.", "Ask the school's administrator."),
+    "531": (f"Your account may sign in on certain computers only, {_DIRECTORY} it says.", "Ask the school's administrator."),
+    "532": (f"Your password has expired {_DIRECTORY}.", "Choose a new one on a computer of the school, then sign in here."),
+    "533": _OFF,
+    "701": (f"Your account has ended {_DIRECTORY}.", "Ask the school's administrator."),
+    "773": (f"You have to choose a new password {_DIRECTORY} first.", "Do it on a computer of the school, then sign in here."),
+    "775": (f"Your account is locked {_DIRECTORY}: there were too many wrong passwords.",
+            "Wait half an hour, or ask the school's administrator to unlock it."),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +95,20 @@ class Directory:
         Raises Unreachable where the directory cannot be asked, Busy where many are asking, Forbidden for somebody who has shown
         who they are and has no place here.
         """
-        if not name or not password or "\0" in name + password:
+        if not name or "\0" in name or not _is_text(name):
+            return None
+        return self._signed_in(self._settings.ldap_user_filter.replace("{name}", _escaped(name)), name, password)
+
+    def again(self, number: str, password: str) -> Vouched | None:
+        """As above, of the entry with this number: for somebody who is known already and shows once more who they are."""
+        return self._signed_in(_of_number(number), "", password) if number else None
+
+    def _signed_in(self, wanted: str, name: str, password: str) -> Vouched | None:
+        if not password or "\0" in password or not _is_text(password):
             return None  # an empty password would be a sign-in as nobody, which a directory answers with success
-        try:
-            # As bytes, which is how it was typed: ldap3 would prepare a text, and what is left of it may be empty.
-            name.encode()
-            secret = password.encode()
-        except UnicodeEncodeError:
-            return None  # half a letter: nobody's
         with self._turn(), self._line() as line:
-            return self._ask(line, name, secret)
+            # As bytes, which is how it was typed: ldap3 would prepare a text, and what is left of it may be empty.
+            return self._ask(line, wanted, name, password.encode())
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -175,23 +195,31 @@ class Directory:
             raise _cannot_ask(error.message) from None
 
     # --- the questions ---------------------------------------------------------------------------------------------------
-    def _ask(self, line: Any, name: str, secret: bytes) -> Vouched | None:
-        entry = self._find(line, name)
+    def _ask(self, line: Any, wanted: str, name: str, secret: bytes) -> Vouched | None:
+        entry = self._find(line, wanted)
         # Nobody of that name: the same steps are taken all the same, for an entry that is not there.
         dn = entry.dn if entry is not None else f"cn={secrets.token_hex(12)},{self._settings.ldap_base}"
         line.rebind(user=dn, password=secret, authentication=_ldap3().SIMPLE)
         code = line.result["result"]
         if code in _AWAY or code in _UNSAFE:
             raise _cannot_ask(f"it answers a sign-in with: {line.result['description']}")
+        if code != _SUCCESS and entry is not None and (why := _WHY.search(line.result["message"] or "")):
+            told = _REFUSED.get(why[1])
+            if told is not None:
+                raise _Outsider(*told)
         if code != _SUCCESS or entry is None:
             return None
+        if _is_off(entry):
+            raise _Outsider(*_OFF)
         return self._vouched(entry, name, self._groups(line, entry))
 
-    def _find(self, line: Any, name: str) -> _Entry | None:
-        """The one entry of that name. Two are as good as none: the box would have to guess."""
+    def _find(self, line: Any, wanted: str) -> _Entry | None:
+        """The one entry that is wanted. Two are as good as none: the box would have to guess."""
         settings = self._settings
-        wanted = settings.ldap_user_filter.replace("{name}", _escaped(name))
-        attributes = [settings.ldap_name_attribute, "displayName", "cn", "memberOf", settings.ldap_class_attribute, *_IDS]
+        attributes = [
+            settings.ldap_name_attribute, "displayName", "cn", "memberOf", "userAccountControl", settings.ldap_class_attribute,
+            *_IDS,
+        ]  # fmt: skip
         found = self._search(line, wanted, [one for one in dict.fromkeys(attributes) if one], 2)
         return found[0] if len(found) == 1 else None
 
@@ -257,9 +285,41 @@ def _number(entry: _Entry) -> str:
     return ""
 
 
+def _of_number(number: str) -> str:
+    """A filter for the entry that `_number` calls so."""
+    tries = [f"({one}={_escaped(number)})" for one in _IDS if one != "objectGUID"]
+    with suppress(ValueError):  # another kind of number
+        tries.append("(objectGUID=" + "".join(f"\\{byte:02x}" for byte in uuid.UUID(number).bytes_le) + ")")
+    return f"(|{''.join(tries)})"
+
+
+def _is_off(entry: _Entry) -> bool:
+    control = entry.text("userAccountControl")
+    return control.isdecimal() and bool(int(control) & _SWITCHED_OFF)
+
+
+def _is_text(typed: str) -> bool:
+    """Half a letter is nobody's."""
+    try:
+        typed.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _same(dn: str) -> str:
-    """A DN so that two of one entry are alike: case and the spaces around commas make no difference."""
-    return ",".join(part.strip() for part in dn.split(",")).casefold()
+    """A DN so that two of one entry are alike: case, the spaces around commas, and which letters are escaped and how (RFC 4514:
+    a comma within a name is "\\," to one directory and "\\2C" to another) make no difference.
+    """
+    parts = re.findall(r"(?:\\.|[^,\\])+", dn)
+    return "\x1f".join(re.sub(r"\s*=\s*", "=", _unescaped(part.strip()), count=1) for part in parts).casefold()
+
+
+def _unescaped(part: str) -> str:
+    plain = re.sub(
+        rb"\\([0-9a-fA-F]{2})|\\(.)", lambda found: bytes.fromhex(found[1].decode()) if found[1] else found[2], part.encode()
+    )
+    return plain.decode("utf-8", "replace")
 
 
 # --- ldap3 -----------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from appliance.accounts.confirming import GOOD_SECONDS
 from appliance.accounts.secret_file import secret_in
 from appliance.accounts.vouched import Vouched
 from appliance.errors import ApplianceError, BadInput, Forbidden, Unreachable
@@ -43,9 +44,12 @@ class NotVouched(Forbidden):
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
+    """`again`: the service's number for somebody who is signed in and shows once more who they are."""
+
     nonce: str
     verifier: str
     ends: float
+    again: str = ""
 
 
 class Oidc:
@@ -65,14 +69,17 @@ class Oidc:
         return self._settings.oidc_name or urlsplit(self._settings.oidc_issuer).hostname or ""
 
     # --- there ----------------------------------------------------------------------------------------------------------
-    async def start(self) -> tuple[str, str]:
-        """Where to send the browser, and the state that it has to bring back. Raises Unreachable."""
+    async def start(self, again: str = "") -> tuple[str, str]:
+        """Where to send the browser, and the state that it has to bring back. Raises Unreachable.
+
+        again: the service's number for somebody who is signed in here: it is asked to have them type their password anew.
+        """
         from authlib.oauth2.rfc6749.parameters import prepare_grant_uri
         from authlib.oauth2.rfc7636 import create_s256_code_challenge
 
         about, _ = await self._about()
         state, pending = secrets.token_urlsafe(32), _Pending(
-            secrets.token_urlsafe(32), secrets.token_urlsafe(48), time.monotonic() + PENDING_SECONDS
+            secrets.token_urlsafe(32), secrets.token_urlsafe(48), time.monotonic() + PENDING_SECONDS, again
         )  # fmt: skip
         self._sweep()
         self._pending[state] = pending
@@ -80,6 +87,7 @@ class Oidc:
             about["authorization_endpoint"], self._settings.oidc_client_id, "code", self._settings.oidc_redirect,
             self._settings.oidc_scopes, state, nonce=pending.nonce, code_challenge_method="S256",
             code_challenge=create_s256_code_challenge(pending.verifier),
+            **({"prompt": "login", "max_age": str(int(GOOD_SECONDS))} if again else {}),
         )  # fmt: skip
         return str(url), state
 
@@ -91,8 +99,10 @@ class Oidc:
             del self._pending[next(iter(self._pending))]  # the oldest: somebody is only playing
 
     # --- and back -------------------------------------------------------------------------------------------------------
-    async def finish(self, kept: str, given: Mapping[str, str]) -> Vouched:
-        """Who that is. kept: the state that the browser kept. given: what it was sent back with.
+    async def finish(self, kept: str, given: Mapping[str, str]) -> tuple[Vouched, bool]:
+        """Who that is, and whether they are signed in already and have only shown it once more.
+
+        kept: the state that the browser kept. given: what it was sent back with.
 
         Raises NotVouched, Unreachable, Forbidden for somebody who has no place here.
         """
@@ -113,7 +123,10 @@ class Oidc:
         except _UnknownKey:
             about, keys = await self._about(anew=True)  # it may have changed its keys meanwhile
             claims = self._claims(answer, keys, pending.nonce)
-        return self._vouched(claims)
+        vouched = self._vouched(claims)
+        if pending.again:
+            _require_anew(claims, vouched, pending.again)
+        return vouched, bool(pending.again)
 
     async def _token(self, about: dict[str, Any], code: str, verifier: str) -> dict[str, Any]:
         from authlib.oauth2.auth import ClientAuth
@@ -253,6 +266,18 @@ class _UnknownKey(NotVouched):
 
 def _again(message: str, hint: str = "") -> NotVouched:
     return NotVouched(message, f"{hint} Sign in once more from the first page.".strip())
+
+
+def _require_anew(claims: Mapping[str, Any], vouched: Vouched, again: str) -> None:
+    """Raise NotVouched for another account, or where the service says that the password was typed longer ago.
+
+    Some services never say when it was; that they were asked for a new sign-in has to do then.
+    """
+    if not hmac.compare_digest(vouched.external.encode(), again.encode()):
+        raise NotVouched("That is another account than the one you are signed in with here.", "Sign in there with this one.")
+    typed = claims.get("auth_time")
+    if isinstance(typed, (int, float)) and typed < time.time() - GOOD_SECONDS - LEEWAY:
+        raise _again("The school's sign-in service did not ask for your password again.", "Sign out there first.")
 
 
 def _values(claims: Mapping[str, Any], path: str) -> list[str]:

@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse, Response
 
 from appliance.accounts.people import SPACING, TEXT
 from appliance.errors import ApplianceError, BadInput, Forbidden
-from appliance.web import auth, show, words
+from appliance.web import auth, directory, show, words
 
 if TYPE_CHECKING:
     from appliance.accounts import Session, User
@@ -122,9 +122,11 @@ async def _second_step(request: Request, error: ApplianceError | None = None, se
         secret = secret or step.new_secret()
         more |= {"secret": secret, "picture": picture(step.address(secret, user.name))}
     left = await asyncio.to_thread(step.codes_left, user.id)
+    seen = person.source == "oidc" and box.accounts.confirming.seen(auth.token(request))
     return await show.page(
-        request, "second_step.html", error.status if error else 200, error=error, person=person, left=left, **more
-    )
+        request, "second_step.html", error.status if error else 200, error=error, person=person, left=left, seen=seen,
+        provider=directory.provider(request), **more,
+    )  # fmt: skip
 
 
 @router.post("/me/second-step")
@@ -136,7 +138,7 @@ async def turn_on(request: Request) -> Response:
     secret, code = auth.text(data, "secret"), auth.text(data, "code")
     box = auth.box(request)
     try:
-        await asyncio.to_thread(box.people.confirm, user.id, auth.text(data, "password"))
+        await _confirm(request, user, auth.text(data, "password"))
         codes = await asyncio.to_thread(box.accounts.second_step.turn_on, user.id, secret, code)
     except ApplianceError as error:
         return await _second_step(request, error, secret if len(secret) == 32 and secret.isalnum() else "")
@@ -151,7 +153,7 @@ async def fresh_codes(request: Request) -> Response:
     _require_staff(user)
     box = auth.box(request)
     try:
-        await asyncio.to_thread(box.people.confirm, user.id, auth.text(data, "password"))
+        await _confirm(request, user, auth.text(data, "password"))
         codes = await asyncio.to_thread(box.accounts.second_step.fresh_codes, user.id)
     except ApplianceError as error:
         return await _second_step(request, error)
@@ -165,7 +167,7 @@ async def turn_off(request: Request) -> Response:
     _require_staff(user)
     box = auth.box(request)
     try:
-        await asyncio.to_thread(box.people.confirm, user.id, auth.text(data, "password"))
+        await _confirm(request, user, auth.text(data, "password"))
         await asyncio.to_thread(box.accounts.second_step.turn_off, user.id)
     except ApplianceError as error:
         return await _second_step(request, error)
@@ -197,6 +199,10 @@ async def _self(request: Request, *, temporary: bool = False, password: bool = F
 def _require_staff(user: User) -> None:
     if not user.staff:
         raise Forbidden("The second step is for staff.", "Your password is enough.")
+
+
+async def _confirm(request: Request, user: User, password: str) -> None:
+    await asyncio.to_thread(auth.box(request).accounts.confirming, user.id, password, auth.token(request))
 
 
 async def _note(request: Request, user: User, verb: str) -> None:

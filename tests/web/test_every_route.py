@@ -97,6 +97,7 @@ TABLE: dict[tuple[str, str], Row] = {
     ("GET", "/sign-in/code"): Row(NOBODY),
     ("POST", "/sign-in/code"): Row(NOBODY, form={"code": "123456"}),
     ("GET", "/sign-in/oidc"): Row(NOBODY),  # where no such service is set
+    ("GET", "/sign-in/oidc/again"): Row(NOBODY),
     ("GET", "/sign-in/oidc/callback"): Row(NOBODY),
     ("GET", "/class"): Row(EVERYBODY),
     ("POST", "/class"): Row(NOBODY, form={"code": "XXXX-XXXX"}),

@@ -93,5 +93,5 @@ def test_the_address_of_every_page_is_looked_at(signed_in: tuple[str, Any]) -> N
     assert signed_in
     plain = {path for method, path in TABLE if method == "GET" and "{" not in path and not path.startswith("/v1/")}
     no_pages = {"/health", "/ready", "/admin/people/export", "/safeguarding/alarm", "/sign-in/code", "/sign-in/oidc",
-                "/sign-in/oidc/callback", "/admin/compare", "/safeguarding"}  # fmt: skip
+                "/sign-in/oidc/callback", "/sign-in/oidc/again", "/admin/compare", "/safeguarding"}  # fmt: skip
     assert plain - no_pages == {*ADMINISTRATOR, *ANYBODY}

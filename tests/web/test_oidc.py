@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,7 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import pyotp
 import pytest
+from fastapi import FastAPI
 from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 
@@ -25,7 +28,8 @@ from appliance.network import Host, Policy
 from appliance.settings import Settings, load
 from tests.outside import allow, way_out
 from tests.provider import CLIENT, SECRET, Provider, provider, question_of
-from tests.web.conftest import BASE
+from tests.web.conftest import BASE, csrf
+from tests.web.test_me import browser
 
 BACK = f"{BASE}/sign-in/oidc/callback"
 
@@ -253,6 +257,98 @@ async def test_a_second_step_of_the_box_is_asked_here_too(visitor: httpx.AsyncCl
         connection.execute(sa.update(users).where(users.c.name == "ada").values(totp="JBSWY3DPEHPK3PXP"))
     reply = await sign_in(visitor, service)
     assert reply.headers["location"] == "/sign-in/code" and (await visitor.get("/chat")).status_code == 303
+
+
+# --- the second step of somebody whom the service vouches for ----------------------------------------------------------------
+async def form_of(visitor: httpx.AsyncClient) -> dict[str, str]:
+    """What the page about the second step would send, with the right code."""
+    secret = re.findall(r'name="secret" value="([A-Z2-7]{32})"', (await visitor.get("/me/second-step")).text)[0]
+    return {"secret": secret, "code": pyotp.TOTP(secret).now(), "csrf": await csrf(visitor, "/me")}
+
+
+async def again(visitor: httpx.AsyncClient, service: Provider) -> httpx.Response:
+    """Signed in there once more, as a browser goes."""
+    url = (await visitor.get("/sign-in/oidc/again")).headers["location"]
+    assert (question_of(url)["prompt"], question_of(url)["max_age"]) == ("login", "600")
+    return await visitor.get(service.authorize(question_of(url)).removeprefix(BASE))
+
+
+async def test_staff_of_the_service_turn_the_second_step_on_and_off(
+    visitor: httpx.AsyncClient, service: Provider, box: Any, app: FastAPI
+) -> None:
+    service.claims["realm"] = {"roles": "staff"}
+    await sign_in(visitor, service)
+    assert "/me/second-step" in (await visitor.get("/me")).text
+    page = (await visitor.get("/me/second-step")).text
+    assert "Sign in again with Hill School" in page and 'name="secret"' not in page and 'type="password"' not in page
+    secret = pyotp.random_base32()
+    form = {"csrf": await csrf(visitor, "/me"), "secret": secret, "code": pyotp.TOTP(secret).now(), "password": "any"}
+    reply = await visitor.post("/me/second-step", data=form)
+    assert reply.status_code == 401 and "not certain" in reply.text, "having signed in some time ago is not enough"
+    before = visitor.cookies["session"]
+    assert (await again(visitor, service)).headers["location"] == "/me/second-step"
+    assert visitor.cookies["session"] == before, "nobody became somebody else"
+    form = await form_of(visitor)
+    reply = await visitor.post("/me/second-step", data=form)
+    codes = re.findall(r'<li class="code">([\w-]+)</li>', reply.text)
+    assert len(codes) == 10
+
+    async with browser(app) as other:
+        assert (await sign_in(other, service)).headers["location"] == "/sign-in/code" and "session" not in other.cookies
+        for path in ("/chat", "/me", "/me/second-step", "/sign-in/oidc/again"):
+            assert (await other.get(path)).headers["location"] == "/", path
+        reply = await other.post("/sign-in/code", data={"csrf": await csrf(other, "/sign-in/code"), "code": codes[0]})
+        assert reply.headers["location"] == "/chat" and (await other.get("/chat")).status_code == 200
+        for path in ("/me/second-step/off", "/me/second-step/codes"):
+            reply = await other.post(path, data={"csrf": await csrf(other, "/me")})
+            assert reply.status_code == 401, "it was another session that had shown it"
+        assert (await again(other, service)).headers["location"] == "/me/second-step"
+        assert "9 recovery codes are left" in (await other.get("/me/second-step")).text
+        page = (await other.post("/me/second-step/codes", data={"csrf": await csrf(other, "/me")})).text
+        assert page.count('<li class="code">') == 10
+        reply = await other.post("/me/second-step/off", data={"csrf": await csrf(other, "/me")})
+        assert reply.headers["location"] == "/me?done=off"
+    assert (await sign_in(visitor, service)).headers["location"] == "/chat"
+    assert [row.verb for row in box.audit.entries()] == ["admit", "second step on", "second step off"]
+
+
+async def test_what_does_not_show_who_one_is(
+    visitor: httpx.AsyncClient, service: Provider, box: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.claims["realm"] = {"roles": "staff"}
+    await sign_in(visitor, service)
+    service.claims["auth_time"] = int(time.time()) - 3600
+    reply = await again(visitor, service)
+    assert reply.status_code == 403 and "did not ask for your password again" in reply.text
+    del service.claims["auth_time"]
+    mine = dict(service.claims)
+    service.claims |= {"sub": "person-2", "preferred_username": "grace"}
+    reply = await again(visitor, service)
+    assert reply.status_code == 403 and "another account" in reply.text and len(box.people.list()) == 2
+    service.claims = mine
+    # An ordinary answer is no answer to that question, whoever began it.
+    assert (await sign_in(visitor, service)).headers["location"] == "/chat"
+    assert 'name="secret"' not in (await visitor.get("/me/second-step")).text
+    service.claims["auth_time"] = int(time.time())
+    await again(visitor, service)
+    form = await form_of(visitor)
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 601)
+    reply = await visitor.post("/me/second-step", data=form)
+    assert reply.status_code == 401 and "not certain" in reply.text, "after ten minutes it counts no more"
+
+
+async def test_only_who_signs_in_there_is_sent_there_again(visitor: httpx.AsyncClient, service: Provider, app: FastAPI) -> None:
+    assert (await visitor.get("/sign-in/oidc/again")).headers["location"] == "/"
+    form = {"csrf": await csrf(visitor), "name": "Ms Green", "password": "correct horse battery"}
+    assert (await visitor.post("/sign-in", data=form)).headers["location"] == "/chat"
+    assert (await visitor.get("/sign-in/oidc/again")).status_code == 404
+    service.claims["realm"] = {"roles": "staff"}
+    async with browser(app) as ada:
+        await sign_in(ada, service)
+        url = (await ada.get("/sign-in/oidc/again")).headers["location"]
+        await ada.post("/sign-out", data={"csrf": await csrf(ada, "/me")})
+        reply = await ada.get(service.authorize(question_of(url)).removeprefix(BASE))
+        assert reply.headers["location"] == "/" and "session" not in ada.cookies, "signed out meanwhile"
 
 
 # --- a service that is down, or not the one that was meant --------------------------------------------------------------------
