@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from appliance.errors import ApplianceError, BadInput, NotFound, TooLarge
 from appliance.knowledge import extract as extracting
 from appliance.knowledge.extract import Extracted, clean_name, extract
+from appliance.knowledge.readers.letters import code_page
 from appliance.settings import CLONE, Settings
 from tests.knowledge.helpers import MAGNETS, PLANTS, RIVERS, docx, pdf, with_part, zip_bomb
 
@@ -117,6 +118,46 @@ def test_text_of_other_scripts_in_their_old_encodings(
 ) -> None:
     (tmp_path / "a.txt").write_bytes("\n\n".join([text] * times).encode(encoding))
     assert {section.text for section in _read(tmp_path / "a.txt", settings).sections} == {text}
+
+
+LATIN = [
+    ("cp1250", "Příliš žluťoučký kůň úpěl ďábelské ódy. Listy jsou zelené, protože odrážejí zelené světlo."),
+    ("iso8859-2", "Příliš žluťoučký kůň úpěl ďábelské ódy. Listy jsou zelené, protože odrážejí zelené světlo."),
+    ("cp1250", "Liście są zielone, ponieważ odbijają zielone światło. Rośliny wytwarzają cukier z wody i światła."),
+    ("cp1250", "A levelek zöldek, mert visszaverik a zöld fényt. Az őszi erdő sárga, és hűvösebb az idő, mint előbb."),
+    ("cp1250", "Frunzele sunt verzi pentru că reflectă lumina verde. Învăţătoarea întreabă copiii în fiecare dimineaţă."),
+    ("cp1254", "Yapraklar yeşildir çünkü yeşil ışığı yansıtırlar. Bitkiler güneş ışığından şeker üretir."),  # noqa: RUF001
+    ("cp1252", "Les feuilles sont vertes parce qu'elles réfléchissent la lumière « verte ». À l'automne, la forêt."),
+    ("cp1252", "Blätter sind grün, weil sie grünes Licht zurückwerfen. Im Herbst färben sich die Wälder draußen."),
+    ("cp1252", "¿Por qué son verdes las hojas? El niño pequeño preguntó si en otoño caen los árboles. ¡Qué ilusión!"),
+    ("cp1252", "Não há estações iguais: as folhas são verdes porque refletem a luz, e então não há mais nada."),
+    ("cp1252", "Perché la foglia è verde? È così, perché la luce è riflessa, e più c'è luce, più è verde."),
+    ("cp1252", "Om efteråret bliver træerne gule og røde. Dyrene søger læ på øen. «Først på året», sagde far."),
+    ("cp1252", "Það er haust og þýðir að laufin falla. Lauf eru græn vegna þess að þau endurkasta grænu ljósi."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("encoding", "text"), LATIN, ids=[f"{encoding} {text[:9]}" for encoding, text in LATIN])
+@pytest.mark.parametrize("times", [1, 200])
+def test_text_of_latin_letters_in_their_old_code_pages(
+    tmp_path: Path, settings: Settings, encoding: str, text: str, times: int
+) -> None:
+    """The same bytes are õ in one and ő in the other: what tells them apart is how often a language has which."""
+    (tmp_path / "a.txt").write_bytes("\n\n".join([text] * times).encode(encoding))
+    assert {section.text for section in _read(tmp_path / "a.txt", settings).sections} == {text}
+
+
+def test_a_letter_or_two_prove_nothing() -> None:
+    for text in (
+        "Ein õ allein",
+        "Renée Zoë",
+        "ñandú, señor",
+        "",
+        "only ASCII",
+        "Ný, ½ m³ = 500 l; 20 °C ± 1",
+        "10 cm³ + 5 cm³ = 15 cm³, ½ + ¾, ¹ ² ³; µ " * 9,
+    ):
+        assert not code_page(text.encode("cp1252")), text
 
 
 def test_type_goes_by_content_and_a_wrong_name_is_mentioned(tmp_path: Path, settings: Settings) -> None:

@@ -7,12 +7,14 @@ fetched: addresses are not even looked at.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import BadInput
 from appliance.knowledge.readers.archive import parse
+from appliance.knowledge.readers.letters import code_page
 from appliance.knowledge.readers.maths import linear
 from appliance.knowledge.readers.sections import (
     USABLE,
@@ -171,7 +173,7 @@ def decode(data: bytes, name: str, characters: int) -> str:
 
 
 def _guess(sample: bytes) -> str:
-    """The likeliest encoding; Western European where another one is no better, as in a short text with a few accents."""
+    """The likeliest encoding; where none is clearly better, one for Latin letters: by its letters, else Western European."""
     import charset_normalizer
 
     best = charset_normalizer.from_bytes(sample).best()
@@ -179,8 +181,14 @@ def _guess(sample: bytes) -> str:
         best = charset_normalizer.from_bytes(sample, cp_exclusion=JAPANESE).best()
     western = charset_normalizer.from_bytes(sample, cp_isolation=["cp1252"]).best()
     if best is None or (western is not None and western.chaos <= best.chaos + 0.06):
-        return "cp1252"
-    return str(best.encoding)
+        return code_page(sample) or "cp1252"
+    return (code_page(sample) if _latin(str(best)) else "") or str(best.encoding)
+
+
+def _latin(text: str) -> bool:
+    """Whether its letters beyond ASCII are mostly Latin: then it is worth a second look which of them they are."""
+    letters = [letter for letter in text[:HEAD] if letter > "\x7f" and letter.isalpha()]
+    return 2 * sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters) > len(letters)
 
 
 def _first_that_decodes(data: bytes, codecs: list[str]) -> str:
