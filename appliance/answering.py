@@ -15,7 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from appliance.conversations import UNDO_SECONDS
-from appliance.errors import ApplianceError, Busy, Conflict, where
+from appliance.errors import ApplianceError, Busy, Conflict, StorageFull, where
 from appliance.running import SUPPORT, Event, Run, failure, summary
 from appliance.tables import new_id
 
@@ -151,9 +151,7 @@ class Answers:
     # --- one answer to its end ---------------------------------------------------------------------------------------
     async def _drive(self, run: Run, events: AsyncGenerator[Event, None], left: Sequence[str]) -> None:
         """Drive one answer to its end and write it down, whatever happens."""
-        end = Event(
-            "error", {"message": "The answer stopped because of a fault in the box.", "hint": "Ask again.", "code": "failed"}
-        )
+        end = failure(ApplianceError("The answer stopped because of a fault in the box.", "Ask again."))
         try:
             async with aclosing(events):
                 async for event in events:
@@ -167,15 +165,14 @@ class Answers:
             run.kept.said += left
             end = Event("done", {**run.kept.done(), "state": "stopped"})
             if run.why == "closing":
-                end = failure(ApplianceError("The box was switched off while it wrote this answer.", "Ask again."))
+                off = ApplianceError("The box was switched off while it wrote this answer.", "Ask again.")
+                end = failure(off, "switched_off")
         except ApplianceError as error:
             end = failure(error)
         except Exception as error:  # noqa: BLE001 - the turn must not stay "streaming" for ever
             log.error("answer failed: %s", where(error))
         run.ending = True
-        run.unsaved = run.kept.columns(
-            end.data.get("state", "failed"), end.data.get("message", ""), end.data.get("hint", ""), run.why
-        )
+        run.unsaved = run.kept.columns(end.data.get("state", "failed"), end, run.why)
         try:
             await self._save_end(run)
         except ApplianceError as error:
@@ -257,8 +254,8 @@ class Answers:
 
 
 def _not_saved(error: ApplianceError) -> Event:
-    told = f"This answer could not be saved. {error.message}"
-    return Event(
-        "error",
-        {"message": told, "hint": "The box keeps trying; copy what you need before you leave this page.", "code": error.code},
+    told = ApplianceError(
+        f"This answer could not be saved. {error.message}",
+        "The box keeps trying; copy what you need before you leave this page.",
     )
+    return failure(told, "not_saved_disk_full" if isinstance(error, StorageFull) else "not_saved")

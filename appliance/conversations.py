@@ -38,8 +38,8 @@ class Turn:
     """A question or an answer. `state`: done, streaming, stopped, failed; of either: blocked, where it was judged unsafe.
 
     Of an answer, `facts` holds `lead` (Markdown that stands above a starter's words), `starter`, `nearest`, `lexical_only`,
-    `finish`, `notice`, `error`, `hint` and `why` (it was stopped), beside the token counts. versions: the ids of all turns that
-    stand in its place, itself among them, oldest first.
+    `finish`, `notice`, `why` (it was stopped) and the fault that ended it (`error`, `hint`, `code`, `about`), beside the token
+    counts. versions: the ids of all turns that stand in its place, itself among them, oldest first.
     """
 
     id: str

@@ -9,7 +9,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, Busy
 
 if TYPE_CHECKING:
     from appliance.conversations import Turn
@@ -26,7 +26,7 @@ class Event:
     None where no document was asked, lexical_only, passages, nearest; model and handler to answer); "notice" (message);
     "quotes" (text: Markdown that leads while a starter serves); "text" (delta); "saving" (the disk takes long); "done" (state,
     text, lead, model, handler, starter, covered, finish, tokens, seconds; "reading" where a grade is known: level, band,
-    inside); "error" (message, hint, code).
+    inside); "error" (message and hint in English; code, facts: by these a page says it in other languages).
     """
 
     kind: str
@@ -84,10 +84,7 @@ class Run:
         """What its row holds as soon as the disk takes it; one that could not be saved yet says so."""
         if self.unsaved is None or not self.finished:
             return self.kept.columns("streaming")
-        told = self.events[-1].data
-        return self.unsaved | {
-            "state": "failed", "facts": self.unsaved["facts"] | {"error": told["message"], "hint": told["hint"]},
-        }  # fmt: skip
+        return self.unsaved | {"state": "failed", "facts": self.unsaved["facts"] | _why(self.events[-1])}
 
 
 @dataclass
@@ -120,13 +117,13 @@ class Kept:
             "starter": bool(self.lead), "covered": self.sources.get("covered"), "tokens": {}, "seconds": None, **self.end,
         }  # fmt: skip
 
-    def columns(self, state: str, error: str = "", hint: str = "", why: str = "") -> dict[str, Any]:
+    def columns(self, state: str, end: Event | None = None, why: str = "") -> dict[str, Any]:
         """The values of the row in `turns`; what has no column of its own stands beside the token counts."""
         done = self.done()
         facts = {
             **done["tokens"], "lead": done["lead"], "starter": done["starter"], "finish": done["finish"], "notice": self.notice,
             "nearest": self.sources.get("nearest", []), "lexical_only": self.sources.get("lexical_only", False),
-            "error": error, "hint": hint, "why": why, **{key: done[key] for key in ("verdict", "reading") if key in done},
+            **_why(end), "why": why, **{key: done[key] for key in ("verdict", "reading") if key in done},
         }  # fmt: skip
         return {
             **{key: done[key] for key in ("text", "model", "handler", "covered", "seconds")},
@@ -134,8 +131,19 @@ class Kept:
         }  # fmt: skip
 
 
-def failure(error: ApplianceError) -> Event:
-    return Event("error", {"message": error.message, "hint": error.hint, "code": error.code})
+def failure(error: ApplianceError, code: str = "") -> Event:
+    """`code`: finer than the error's own, for what only an answer can meet."""
+    facts = {"seconds": max(1, round(error.retry_after))} if isinstance(error, Busy) else {}
+    return Event("error", {"message": error.message, "hint": error.hint, "code": code or error.code, "facts": facts})
+
+
+def _why(end: Event | None) -> dict[str, Any]:
+    """What the row of an answer says of the fault that ended it; without words where none did."""
+    told = end.data if end is not None and end.kind == "error" else {}
+    return {
+        "error": told.get("message", ""), "hint": told.get("hint", ""), "code": told.get("code", ""),
+        "about": told.get("facts", {}),
+    }  # fmt: skip
 
 
 def summary(turn: Turn) -> list[Event]:
@@ -144,7 +152,18 @@ def summary(turn: Turn) -> list[Event]:
     events = [Event("turn", {"conversation": turn.conversation, "turn": turn.id})]
     if turn.state == "failed":
         message = facts.get("error") or "The box was restarted while it wrote this answer."
-        return [*events, Event("error", {"message": message, "hint": facts.get("hint") or "Ask again.", "code": "failed"})]
+        return [
+            *events,
+            Event(
+                "error",
+                {
+                    "message": message,
+                    "hint": facts.get("hint") or "Ask again.",
+                    "code": facts.get("code") or "failed",
+                    "facts": facts.get("about") or {},
+                },
+            ),
+        ]
     done = {key: facts.get(key) for key in ("lead", "starter", "finish")}
     tokens = {key: facts[key] for key in ("prompt", "cached", "completion") if key in facts}
     about = {"state": turn.state, "text": turn.text, "model": turn.model, "handler": turn.handler, "covered": turn.covered}

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, Response
 
 from appliance.conversations import Turn
 from appliance.errors import ApplianceError, Busy
-from appliance.web import auth, kept, words
+from appliance.web import auth, faults, kept, words
 from appliance.web.markdown import to_html
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ def _templates(language: str) -> jinja2.Environment:
     # A fault's sentence is not a pattern: a "%" in it is a per cent.
     catalogue = words.catalogue(language)
     environment.filters |= {
+        "fault": partial(faults.told, language=language),
         "said": lambda text: catalogue.gettext(text) if text else "",
         "markdown": partial(to_html, words=catalogue),
         "day": day,

@@ -202,6 +202,8 @@ async def _frames(request: Request, user: User, turn: str, after: int) -> AsyncG
             if event.kind in ("queue", "sources", "saving"):
                 told = {key: data[key] for key in ("place", "wait", "covered") if key in data}
                 data = told | {"words": _standing(request, event.kind, data)}
+            elif event.kind == "notice":
+                data = {"message": words.catalogue(show.language_of(request)).gettext(data["message"])}
             elif event.kind == "quotes":
                 data = {"html": show.render(request, "lead.html", turn=await asyncio.to_thread(conversations.turn, user, turn))}
             elif event.kind in ("done", "error"):

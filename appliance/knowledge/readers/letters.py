@@ -46,14 +46,15 @@ _SURE, _CLEARLY = 3.0, 0.7  # how much likelier in all, and for each such byte (
 def code_page(data: bytes) -> str:
     """cp1250, iso8859-2 or cp1254 where one of them is clearly likelier than Western Europe's, else ""."""
     counted = {byte: count for byte, count in Counter(data).items() if byte > 0x7F}
-    west = _likelihood(WESTERN, counted)
-    best, gain = "", 0.0
+    # A sign proves nothing by itself: what is ł in Polish is the 3 of cm³.
+    telling = {byte: count for byte, count in counted.items() if _telling(_read(WESTERN, byte))}
+    likelier = []
     for page in _PAGES:
-        more = _likelihood(page, counted) - west
-        differ = sum(count for byte, count in counted.items() if _read(page, byte) != _read(WESTERN, byte))
-        if differ >= _FEWEST and more > max(gain, _SURE, _CLEARLY * differ):
-            best, gain = page, more
-    return best
+        gain = _likelihood(page, telling) - _likelihood(WESTERN, telling)
+        differ = sum(count for byte, count in telling.items() if _read(page, byte) != _read(WESTERN, byte))
+        if differ >= _FEWEST and gain > max(_SURE, _CLEARLY * differ):
+            likelier.append((_likelihood(page, counted), page))
+    return max(likelier)[1] if likelier and max(likelier)[0] > _likelihood(WESTERN, counted) else ""
 
 
 def _likelihood(page: str, counted: dict[int, int]) -> float:
@@ -74,6 +75,11 @@ def _share(language: str, letter: str) -> float:
 @cache
 def _shares(language: str) -> dict[str, float]:
     return {one[0]: int(one[1:]) / 100 for one in language.split()}
+
+
+def _telling(letter: str) -> bool:
+    """Of what Western Europe reads: a letter of words, or nothing that it knows."""
+    return (letter.isalpha() and letter not in "µªº") or letter == "\ufffd"
 
 
 def _read(page: str, byte: int) -> str:
