@@ -33,7 +33,7 @@ from appliance.practice import listening
 from appliance.practice.moves import RULED, detect
 
 DRAWS = 2_000
-MANY = "written first, the phrases worked out on them"
+MANY = "the phrases worked out on them"
 NEW = "written afterwards, tried once"
 TESTS = ROOT / "tests" / "practice"
 
@@ -210,13 +210,15 @@ def report(found: dict[str, Any]) -> str:
         table("What the public sets have labels for (held out by the pupil's line)", head, sets)
         + f"\nUptake and on-task: uptake.csv (MIT). Tutor actions: cima.json (CC BY 2.5), mean of five yes/no\n"
         f"labels. Intervals: {DRAWS} draws of the held-out rows. The bag of words learned from the same rows, with settings\n"
-        f"chosen by cross-validation over pupils' lines: {settings}.\n",
+        f"chosen by cross-validation over pupils' lines: {settings}.\n"
+        "Where the interval is not above the bag of words, the detector has not been shown to be better than that.\n",
         table(
             f"The other spoken moves, on sentences of our own (precision, recall): {MANY}; {NEW}",
             ["move", "sentences", "precision", "recall", "new sentences", "precision", "recall"],
             both(found["moves"]),
         )
-        + "\nA pause counts from 3 seconds on and is not judged by words.\n",
+        + "\nA pause counts from 3 seconds on and is not judged by words. Before the phrases were widened, an earlier set of\n"
+        "such new sentences (8 + 8 a move) gave precision 0.84 and recall 0.67; it stands among the known ones now.\n",
         table("Cost", ["what", "measured"], found["cost"]),
     ]
     return "\n".join(parts)
