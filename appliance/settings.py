@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     safeguarding_contact: str = Field(
         "", max_length=300, description="Whom pupils can turn to, as fixed texts name them: a person, a room, a phone number."
     )
+    log_format: Literal["plain", "json"] = Field(
+        "plain", description="How services log: plain lines, or json, an object a line with a line for each request."
+    )
     session_hours: float = Field(12.0, gt=0, le=24 * 30, description="A sign-in lasts this long.")
     threads: int = Field(0, ge=0, le=512, description="Threads for the language model; 0 takes every core.")
     slots: int = Field(0, ge=0, le=256, description="Conversations that run in one batch; 0 is what the machine bears.")

@@ -1,7 +1,7 @@
 """Imports point one way: from a lower row to a higher one, leftwards along `<`, or within a folder.
 
 doors: web, cli (never each other); wiring: app; work: chat < practice, tuning < plugins, ...; nouns do not import each other;
-ground: errors < files < settings < tables < db < audit < redact < tunnel < network < egress.
+ground: errors < files < settings < tables < logs < db < audit < redact < tunnel < network < egress.
 """
 
 from __future__ import annotations
@@ -14,7 +14,20 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "appliance"
 
-GROUND = ["errors", "files", "settings", "tables", "db", "audit", "redact", "tunnel", "tunnel_http", "network", "egress"]
+GROUND = [
+    "errors",
+    "files",
+    "settings",
+    "tables",
+    "logs",
+    "db",
+    "audit",
+    "redact",
+    "tunnel",
+    "tunnel_http",
+    "network",
+    "egress",
+]
 NOUNS = ["accounts", "classes", "safety", "fence", "teaching", "forms", "prompts", "engine", "knowledge", "registry", "jobs"]
 WORK = [
     "enrolment",

@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 import fcntl
 import importlib
+import logging
 import os
 import signal
 import socket as socketlib
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from appliance import logs
 from appliance.cli.output import Output, command
 from appliance.errors import ApplianceError, BadInput, Conflict, Forbidden
 from appliance.settings import Settings
@@ -57,7 +59,7 @@ async def serve(out: Output, host: str | None, port: int | None) -> int:
         if settings.backend == "fake":
             title = "nobody. This is a load test: the setting backend is fake, and questions come back in capitals"
         out.say(f"Answers come from: {title}. Ctrl-C stops everything.")
-        await supervise(commands, out.note, {"egress": Policy(settings.network).open})
+        await supervise(commands, _noting(out, "serve"), {"egress": Policy(settings.network).open})
     return 0
 
 
@@ -84,9 +86,9 @@ async def web(out: Output, host: str | None, port: int | None, with_parent: bool
     # By name: the two doors never import each other.
     application = importlib.import_module("appliance.web.server").create_app(appliance)
     config = uvicorn.Config(
-        application, host=settings.host, port=settings.port, access_log=False, server_header=False, log_level="warning",
-        timeout_graceful_shutdown=5, timeout_keep_alive=15, h11_max_incomplete_event_size=64 * 1024, loop="asyncio",
-        http=_patient(), ws="none", backlog=_backlog(),
+        _logged(application, settings, "web"), host=settings.host, port=settings.port, server_header=False,
+        **_logging(settings), timeout_graceful_shutdown=5, timeout_keep_alive=15,
+        h11_max_incomplete_event_size=64 * 1024, loop="asyncio", http=_patient(), ws="none", backlog=_backlog(),
     )  # fmt: skip
     await _until_told_to_stop(uvicorn.Server(config))
     await appliance.close()
@@ -129,8 +131,8 @@ async def engine(out: Output, with_parent: bool) -> int:
         )  # fmt: skip
         with _private_listener(socket) as listener:
             config = uvicorn.Config(
-                application, fd=listener.fileno(), access_log=False, log_level="warning", timeout_graceful_shutdown=5,
-                loop="asyncio", http=_patient(), ws="none", backlog=_backlog(),
+                _logged(application, settings, "engine"), fd=listener.fileno(), **_logging(settings),
+                timeout_graceful_shutdown=5, loop="asyncio", http=_patient(), ws="none", backlog=_backlog(),
             )  # fmt: skip
             await _until_told_to_stop(uvicorn.Server(config))
         socket.unlink(missing_ok=True)
@@ -155,13 +157,14 @@ async def egress(out: Output, with_parent: bool) -> int:
         raise shut
     if with_parent:
         end_with_parent()
+    note = _noting(out, "egress")
     with _only_one(settings, "egress"):
         path = settings.egress_socket
         path.unlink(missing_ok=True)  # left by a killed process: the lock says that none is alive
         try:
             with _private_listener(path) as listener:
-                out.note(f"Forwarding to {', '.join(str(host) for host in sorted(policy.allowed()))}.")
-                stopped = await _unless_told_to_stop(Egress(policy, out.note).serve(listener))
+                note(f"Forwarding to {', '.join(str(host) for host in sorted(policy.allowed()))}.")
+                stopped = await _unless_told_to_stop(Egress(policy, note).serve(listener))
         finally:
             path.unlink(missing_ok=True)
     if not stopped:
@@ -204,6 +207,24 @@ def _locked(path: Path) -> bool:
     except OSError:
         return False
     return any(len(one) > 5 and one[1] == "FLOCK" and one[5].endswith(f":{number}") for one in held)
+
+
+def _logged(application: Any, settings: Settings, process: str) -> Any:
+    """The application, with a line for each request where the setting asks for it."""
+    logs.begin(process, settings.log_format)
+    return logs.Requests(application) if settings.log_format == "json" else application
+
+
+def _logging(settings: Settings) -> dict[str, Any]:
+    """What uvicorn is told of logs. Its own line for a request holds the whole address: ours stands in its place."""
+    own = {"log_config": None} if settings.log_format == "json" else {}
+    return {"access_log": False, "log_level": "warning", **own}
+
+
+def _noting(out: Output, process: str) -> Callable[[str], None]:
+    """Where a service says what it does: a line on stderr, in the form that the setting asks for."""
+    logs.begin(process, out.settings.log_format)
+    return logging.getLogger(f"appliance.{process}").info if out.settings.log_format == "json" else out.note
 
 
 def _patient() -> Any:

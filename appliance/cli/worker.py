@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance import logs
 from appliance.cli.output import Output, command
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ async def worker(out: Output, with_parent: bool) -> int:
     appliance = Appliance.open(out.settings)
     if with_parent:
         end_with_parent()
+    logs.begin("worker", out.settings.log_format)
     os.nice(NICENESS)
     queue = Jobs(appliance.database, out.settings)
     working = asyncio.ensure_future(work(queue, handlers(appliance)))
