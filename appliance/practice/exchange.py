@@ -44,6 +44,7 @@ class PupilState:
     """One pupil now. `hold`: what is left of a misconception, 0 for none; it only falls by the rules of `pupils`.
 
     knowledge, energy, attention: 0 to 4. mood: -2 (hurt, angry) to 2 (glad). spoke: the turn in which they last did, else 0.
+    last: the written line of that turn, which they do not say twice in a row.
     """
 
     name: str
@@ -53,6 +54,7 @@ class PupilState:
     energy: int
     attention: int
     spoke: int = 0
+    last: str = ""
 
 
 @dataclass(frozen=True, slots=True)

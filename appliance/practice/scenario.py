@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from appliance.errors import BadInput
 from appliance.practice.exchange import MOVES
@@ -21,6 +22,10 @@ CATEGORIES = ("behaviour", "misconception", "engagement", "inclusion", "parents"
 PHASES = ("primary", "lower secondary", "upper secondary")
 # What a pupil can be heard to do; each needs at least one written line in a scenario (see `PupilSpec.lines`).
 SITUATIONS = ("holds", "wavers", "understands", "answers", "unsure", "off_task", "withdrawn", "warms")
+# Moves to which no belief yields: whoever is told, judged, flattered or shamed still thinks the same.
+NEVER_CONVINCE = ("tell", "confirm", "praise_person", "put_down")
+MOST = 40  # of anything in a list
+MOST_FAULTS = 30  # told at once
 SCALES = {"knowledge": (0, 4), "energy": (0, 4), "attention": (0, 4), "mood": (-2, 2)}
 
 
@@ -109,11 +114,15 @@ class Scenario:
 
 
 def read(facts: Mapping[str, Any], id: str, *, where: str = "") -> Scenario:
-    """A checked scenario. Raises BadInput with every fault, one a line, and `where` it stands."""
+    """A checked scenario. Raises BadInput with every fault, and `where` it stands."""
+    if not isinstance(facts, Mapping):
+        raise BadInput(
+            f"The scenario {where or id} cannot be used: it is no table.", "Write it as in the files that came along."
+        )
     found = _Reading(facts)
     scenario = found.scenario(id)
     if found.faults:
-        shown = "; ".join(found.faults[:12]) + ("; and more" if len(found.faults) > 12 else "")
+        shown = "; ".join(found.faults[:MOST_FAULTS]) + ("; and more" if len(found.faults) > MOST_FAULTS else "")
         raise BadInput(f"The scenario {where or id} cannot be used: {shown}.", "Correct that and read it again.")
     return scenario
 
@@ -163,7 +172,7 @@ class _Reading:
         if not isinstance(lines, Mapping):
             self.faults.append(f"lines{of} has to be a table")
             lines = {}
-        self.faults += [f"lines{of} has an unknown situation, {name!r}" for name in lines if name not in SITUATIONS]
+        self.faults += [f"lines{of} has an unknown situation, {_short(name)}" for name in lines if name not in SITUATIONS]
         believes = facts.get("misconception")
         needed = [one for one in SITUATIONS if believes or one not in ("holds", "wavers", "understands")]
         kept = {
@@ -172,8 +181,11 @@ class _Reading:
             if name in lines or name in needed
         }
         scales = {name: self._number(facts, name, *SCALES[name], of=of) for name in SCALES}
+        name = self._text(facts, "name", 40, of=of)
+        if len(name.splitlines()) > 1:
+            self.faults.append(f"name{of} has to be one line")
         return PupilSpec(
-            self._text(facts, "name", 40, of=of), self._text(facts, "about", 400, of=of),
+            name, self._text(facts, "about", 400, of=of),
             self._text(facts, "voice", 300, of=of),
             scales["knowledge"], scales["mood"], scales["energy"], scales["attention"], kept,
             self._misconception(believes, of) if believes is not None else None,
@@ -186,27 +198,32 @@ class _Reading:
             facts = {}
         of = f" of the misconception{of}"
         about = self._texts(facts, "about", least=1, of=of)
+        if not all(any(letter.isalnum() for letter in one) for one in about):
+            self.faults.append(f"about{of} has a word without letters")
+        yields_to = self._moves(facts, "yields_to", of, least=1)
+        self.faults += [
+            f"no belief yields to {one!r}: it cannot stand in yields_to{of}" for one in yields_to if one in NEVER_CONVINCE
+        ]
         strength = self._number(facts, "strength", 1, 6, of=of)
-        return Misconception(
-            self._text(facts, "belief", 300, of=of), strength, self._moves(facts, "yields_to", of, least=1), about
-        )
+        return Misconception(self._text(facts, "belief", 300, of=of), strength, yields_to, about)
 
     def _event(self, facts: Mapping[str, Any], place: int, names: Sequence[str]) -> Happening:
         of = f" of event {place}"
         pupil = self._text(facts, "pupil", 40, of=of)
         if pupil and pupil not in names:
-            self.faults.append(f"event {place} is about {pupil!r}, who is not among the pupils")
+            self.faults.append(f"event {place} is about {_short(pupil)}, who is not among the pupils")
         if bool(facts.get("at")) == bool(facts.get("when")):
             self.faults.append(f"event {place} needs either `at` or `when`")
         change = facts.get("change") or {}
         if not isinstance(change, Mapping) or any(
-            name not in SCALES or isinstance(value, bool) or not isinstance(value, int) for name, value in change.items()
+            name not in SCALES or isinstance(value, bool) or not isinstance(value, int) or abs(value) > 4
+            for name, value in change.items()
         ):
-            self.faults.append(f"change{of} may have whole numbers for {', '.join(SCALES)}")
+            self.faults.append(f"change{of} may have whole numbers from -4 to 4 for {', '.join(SCALES)}")
             change = {}
         when = self._one_of(facts, "when", tuple(SCALES), of=of) if facts.get("when") else ""
         at = self._number(facts, "at", 1, 60, of=of) if facts.get("at") else 0
-        below = self._number(facts, "below", -2, 4, of=of) if facts.get("when") else 0
+        below = self._number(facts, "below", *SCALES[when], of=of) if when else 0
         return Happening(pupil, self._text(facts, "line", 400, of=of), at, when, below, dict(change))
 
     def _criterion(self, facts: Mapping[str, Any], place: int) -> Criterion:
@@ -217,6 +234,8 @@ class _Reading:
             levels = ("", "", "")
         moves = self._moves(facts, "moves", of, least=1)
         against = self._moves(facts, "against", of)
+        if both := [one for one in moves if one in against]:
+            self.faults.append(f"{', '.join(both)} stands for and against{of}: it cannot be scored")
         return Criterion(
             self._text(facts, "id", 40, of=of), self._text(facts, "name", 120, of=of), moves, against,
             self._number(facts, "enough", 1, 20, of=of), (levels[0], levels[1], levels[2]),
@@ -231,11 +250,13 @@ class _Reading:
             return []
         if len(rows) < least:
             self.faults.append(f"{name} is missing")
-        return list(rows[:40])
+        if len(rows) > MOST:
+            self.faults.append(f"{name} has more than {MOST} entries")
+        return list(rows[:MOST])
 
     def _text(self, facts: Mapping[str, Any], name: str, most: int, *, empty: bool = False, of: str = "") -> str:
         value = facts.get(name, "")
-        if not isinstance(value, str) or len(value.strip()) > most:
+        if not isinstance(value, str) or len(value.strip()) > most or not _readable(value):
             self.faults.append(f"{name}{of} has to be text of at most {most} characters")
             return ""
         if not value.strip() and not empty:
@@ -245,17 +266,19 @@ class _Reading:
     def _texts(self, facts: Mapping[str, Any], name: str, *, least: int = 0, of: str = "") -> tuple[str, ...]:
         values = facts.get(name, [])
         if not isinstance(values, list | tuple) or not all(
-            isinstance(one, str) and 0 < len(one.strip()) <= 400 for one in values
+            isinstance(one, str) and 0 < len(one.strip()) <= 400 and _readable(one) for one in values
         ):
             self.faults.append(f"{name}{of} has to be a list of texts")
             return ()
+        if len(values) > MOST:
+            self.faults.append(f"{name}{of} has more than {MOST} entries")
         if len(values) < least:
             self.faults.append(f"{name}{of} is missing")
         return tuple(one.strip() for one in values)
 
     def _moves(self, facts: Mapping[str, Any], name: str, of: str, *, least: int = 0) -> tuple[str, ...]:
         moves = self._texts(facts, name, least=least, of=of)
-        self.faults += [f"{name}{of} has an unknown move, {one!r}" for one in moves if one not in MOVES]
+        self.faults += [f"{name}{of} has an unknown move, {_short(one)}" for one in moves if one not in MOVES]
         return moves
 
     def _one_of(self, facts: Mapping[str, Any], name: str, known: Sequence[str], *, default: str = "", of: str = "") -> str:
@@ -271,3 +294,12 @@ class _Reading:
             self.faults.append(f"{name}{of} has to be a whole number from {least} to {most}")
             return least
         return value
+
+
+def _readable(text: str) -> bool:
+    """Whether it can be stored and shown: no halves of characters, no control characters but line breaks."""
+    return not any(category(one) in ("Cs", "Cc") and one not in "\n\r\t" for one in text)
+
+
+def _short(value: object) -> str:
+    return repr(value if len(str(value)) <= 40 else f"{str(value)[:40]}...")
