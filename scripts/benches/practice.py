@@ -1,0 +1,239 @@
+"""How well a teacher's moves are found, beside a bag of words, and what that costs. Prints tables, writes practice.md.
+
+The public sets are read from `../shared/data` (or from --data); rows whose pupil's line has sha256 mod 5 = 0 were never learned
+from. The baseline learns from the same rows, with settings chosen by the same cross-validation. The sentences for the other
+moves are those of `tests/practice`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from main import ROOT, SHARED, machine  # beside this file
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import numpy as np
+import scipy.sparse as sparse
+from move_data import TASKS, Rows, chosen, macro_f1, offsets, rows
+from safety import table
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from appliance.practice import listening
+from appliance.practice.moves import RULED, detect
+
+DRAWS = 2_000
+MANY = "written first, the phrases worked out on them"
+NEW = "written afterwards, tried once"
+TESTS = ROOT / "tests" / "practice"
+
+
+# --- the labels of the public sets ----------------------------------------------------------------------------------------
+def ours(task: str, held: Rows) -> np.ndarray[Any, Any]:
+    found = [listening.read(said, heard) for said, heard in zip(held.teacher, held.pupil, strict=True)]
+    if task == "tutor actions":
+        return np.array([[action in one.actions for action in listening.ACTIONS] for one in found], int)
+    take: dict[str, Callable[[listening.Reading], int]] = {
+        "uptake": lambda one: one.uptake,
+        "pupil on task": lambda one: int(one.pupil_on_task),
+        "teacher on task": lambda one: int(one.teacher_on_task),
+    }
+    return np.array([take[task](one) for one in found])
+
+
+class Words:
+    """The baseline: logistic regression over the words of both texts, each in columns of its own."""
+
+    def __init__(self, kind: type[CountVectorizer], longest: int, strength: float) -> None:
+        options = {"ngram_range": (1, longest)} | ({} if kind is TfidfVectorizer else {"binary": True})
+        self._bags = (kind(**options), kind(**options))
+        self._strength = strength
+        self.name = f"{'tf-idf' if kind is TfidfVectorizer else 'words'}, 1-{longest} words, C = {strength}"
+
+    def scores(
+        self, learn: tuple[list[str], list[str]], labels: np.ndarray[Any, Any], ask: tuple[list[str], list[str]]
+    ) -> np.ndarray[Any, Any]:
+        first = sparse.hstack([bag.fit_transform(texts) for bag, texts in zip(self._bags, learn, strict=True)]).tocsr()
+        second = sparse.hstack([bag.transform(texts) for bag, texts in zip(self._bags, ask, strict=True)]).tocsr()
+        columns = labels.T if labels.ndim == 2 else [labels]
+        made = [LogisticRegression(C=self._strength, class_weight="balanced", max_iter=500).fit(first, one) for one in columns]
+        found = [one.decision_function(second) for one in made]
+        return np.stack(found, axis=1) if labels.ndim == 2 else found[0]
+
+
+def baseline(train: Rows, held: Rows) -> tuple[np.ndarray[Any, Any], str]:
+    """Labels of the held-out rows by the setting that is best on rows left out in turn, and its name."""
+    number = {text: at for at, text in enumerate(dict.fromkeys(train.pupil))}
+    groups = [number[text] for text in train.pupil]
+    best: tuple[float, Words, np.ndarray[Any, Any]] | None = None
+    for kind in (CountVectorizer, TfidfVectorizer):
+        for longest in (1, 2):
+            for strength in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0):
+                made = Words(kind, longest, strength)
+                shape = (len(groups), 3) if set(train.labels.ravel()) == {0, 1, 2} else train.labels.shape
+                scores = np.zeros(shape)
+                for learn, ask in GroupKFold(5 if train.labels.ndim == 1 else 3).split(groups, groups=groups):
+                    scores[ask] = made.scores(part(train, learn), train.labels[learn], part(train, ask))
+                add = offsets(train.labels, scores)
+                value = macro_f1(train.labels, chosen(scores + add))
+                if best is None or value > best[0]:
+                    best = value, made, add
+    assert best is not None
+    value, made, add = best
+    everything = (train.pupil, train.teacher)
+    return chosen(
+        made.scores(everything, train.labels, (held.pupil, held.teacher)) + add
+    ), f"{made.name} ({value:.3f} when chosen)"
+
+
+def part(of: Rows, at: Any) -> tuple[list[str], list[str]]:
+    return [of.pupil[one] for one in at], [of.teacher[one] for one in at]
+
+
+def labelled(data: Path) -> Iterator[dict[str, Any]]:
+    for task in TASKS:
+        train, held = rows(data, task, held=False), rows(data, task, held=True)
+        guess = ours(task, held)
+        beside, setting = baseline(train, held)
+        draw = np.random.default_rng(7)
+        samples = [draw.integers(0, len(guess), len(guess)) for _ in range(DRAWS)]
+        mine = np.array([macro_f1(held.labels[at], guess[at]) for at in samples])
+        theirs = np.array([macro_f1(held.labels[at], beside[at]) for at in samples])
+        base = macro_f1(held.labels, beside)
+        low, high = np.quantile(mine, (0.025, 0.975))
+        yield {
+            "task": task, "rows": len(guess), "learned_from": len(train.pupil), "macro_f1": macro_f1(held.labels, guess),
+            "low": float(low), "high": float(high), "baseline": base, "baseline_setting": setting,
+            "more": [float(one) for one in np.quantile(mine - theirs, (0.025, 0.975))], "above": bool(low > base),
+        }  # fmt: skip
+
+
+# --- the moves that are spoken -----------------------------------------------------------------------------------------------
+def made(line: str, move: str) -> bool:
+    before, arrow, said = line.partition(" => ")
+    return any(one.id == move for one in (detect(said, [before]) if arrow else detect(line)))
+
+
+def written() -> Iterator[dict[str, Any]]:
+    for name, what in (("moves.toml", MANY), ("moves-fresh.toml", NEW)):
+        sets = tomllib.loads((TESTS / name).read_text("utf-8"))
+        for move in RULED:
+            right = sum(made(line, move) for line in sets[move]["yes"])
+            wrong = sum(made(line, move) for line in sets[move]["no"])
+            there = len(sets[move]["yes"])
+            yield {
+                "move": move, "set": what, "yes": there, "no": len(sets[move]["no"]),
+                "precision": right / max(1, right + wrong), "recall": right / there, "found": right, "wrong": wrong,
+            }  # fmt: skip
+
+
+def both(found: list[dict[str, Any]]) -> Iterator[list[str]]:
+    for move in RULED:
+        first, second = (one for one in found if one["move"] == move)
+        cells = [f"{one['precision']:.2f} | {one['recall']:.2f}" for one in (first, second)]
+        yield [move, f"{first['yes']} + {first['no']}", cells[0], f"{second['yes']} + {second['no']}", cells[1]]
+    for what in (MANY, NEW):
+        mine = [one for one in found if one["set"] == what]
+        right, wrong, there = (sum(one[name] for one in mine) for name in ("found", "wrong", "yes"))
+        yield [
+            f"all, {what}",
+            str(there + sum(one["no"] for one in mine)),
+            f"{right / (right + wrong):.2f} | {right / there:.2f}",
+            "",
+            " | ",
+        ]
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------------
+def cost() -> Iterator[list[str]]:
+    sets = tomllib.loads((TESTS / "moves.toml").read_text("utf-8"))
+    lines = [line for one in sets.values() for side in one.values() for line in side]
+    started = time.perf_counter()
+    detect("Why?", ["Because."])
+    yield ["reading phrases and weights, once", f"{1000 * (time.perf_counter() - started):.0f} ms"]
+    for line in lines:
+        detect(line, ["I counted both."])
+    turn = timed(lambda line: detect(line, ["I think it has four equal sides, so it is a square."]), lines)
+    yield ["finding the moves of a turn, median and 99th of 100", turn]
+    long = (" ".join(lines) * 2)[:20_000]
+    yield ["the longest turn that can be sent (20,000 characters)", timed(lambda text: detect(text, ["Yes."]), [long])]
+    yield from answering(lines)
+
+
+def timed(do: Callable[[str], object], lines: list[str]) -> str:
+    spent = []
+    for line in lines:
+        started = time.perf_counter()
+        do(line)
+        spent.append(1000 * (time.perf_counter() - started))
+    spent.sort()
+    return f"{spent[len(spent) // 2]:.1f} ms" + (f", {spent[int(0.99 * len(spent))]:.1f} ms" if len(spent) > 1 else "")
+
+
+def answering(lines: list[str]) -> Iterator[list[str]]:
+    """With the pupils' rules, where they and a scene are there."""
+    try:
+        from appliance.practice.pupils import opening, respond
+        from appliance.practice.scenario import written as scenes
+    except ImportError:
+        return
+    for scene in list(scenes().values())[:1]:
+        rooms = [opening(scene, 1)]
+
+        def turn(line: str) -> None:
+            rooms[0], _ = respond(scene, rooms[0], line, detect(line, ["I think it has four equal sides."]), None)  # noqa: B023
+
+        yield ["finding the moves and what the pupils do (to be under 50 ms), median and 99th of 100", timed(turn, lines)]
+
+
+# Reading level of answers: rows of another part join here.
+def report(found: dict[str, Any]) -> str:
+    head = ["label", "held-out rows", "macro-F1", "95 % interval", "bag of words", "interval above it", "more than it (95 %)"]
+    sets = []
+    for one in found["labels"]:
+        reach, more = (f"{one['low']:.3f} to {one['high']:.3f}", f"{one['more'][0]:+.3f} to {one['more'][1]:+.3f}")
+        above = "yes" if one["above"] else "no"
+        sets.append([one["task"], str(one["rows"]), f"{one['macro_f1']:.3f}", reach, f"{one['baseline']:.3f}", above, more])
+    settings = "; ".join(f"{one['task']}: {one['baseline_setting']}" for one in found["labels"])
+    parts = [
+        f"# scripts/bench practice\n\n{date.today().isoformat()}, {machine()}\n",
+        table("What the public sets have labels for (held out by the pupil's line)", head, sets)
+        + f"\nUptake and on-task: uptake.csv (MIT). Tutor actions: cima.json (CC BY 2.5), mean of five yes/no\n"
+        f"labels. Intervals: {DRAWS} draws of the held-out rows. The bag of words learned from the same rows, with settings\n"
+        f"chosen by cross-validation over pupils' lines: {settings}.\n",
+        table(
+            f"The other spoken moves, on sentences of our own (precision, recall): {MANY}; {NEW}",
+            ["move", "sentences", "precision", "recall", "new sentences", "precision", "recall"],
+            both(found["moves"]),
+        )
+        + "\nA pause counts from 3 seconds on and is not judged by words.\n",
+        table("Cost", ["what", "measured"], found["cost"]),
+    ]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--data", type=Path, default=SHARED, help="folder with teaching-moves/")
+    options = parser.parse_args()
+    if not (options.data / "teaching-moves").is_dir():
+        raise SystemExit(f"Error: {options.data} holds no teaching-moves.\nTry: scripts/bench practice --data FOLDER")
+    found = {"cost": list(cost()), "moves": list(written()), "labels": list(labelled(options.data))}
+    text = report(found)
+    Path(__file__).with_suffix(".md").write_text(text)
+    print(json.dumps(found, indent=2) if options.json else text)
+
+
+if __name__ == "__main__":
+    main()
