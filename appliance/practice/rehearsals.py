@@ -261,7 +261,8 @@ class Rehearsals:
         bones = lesson.bones(connection, row.rehearsal)
         before = lesson.path(connection, row.rehearsal, bones, row.parent)
         said = lesson.as_turn(row).exchange
-        heard = [beat.said for beat in before.exchanges[-1].beats] if before.turns else [before.scenario.opening]
+        # The opening tells of the class, in nobody's words: there is nothing yet to build on.
+        heard = [beat.said or beat.line for beat in before.exchanges[-1].beats] if before.turns else []
         found = tuple(moves.detect(said.said, heard, said.waited))
         room, beats = pupils.respond(before.scenario, before.room, said.said, found, said.waited)
         beats = tuple(replace(beat, said=beat.said or beat.line) for beat in beats)
