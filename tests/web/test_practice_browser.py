@@ -160,6 +160,21 @@ def test_silence_before_the_first_key_is_measured_less_the_time_to_read(page: An
     assert 60 - words / 4 - 1 < waited < 60 - words / 4 + 30, "typing is no silence"
 
 
+def test_who_is_signed_out_in_mid_lesson_finds_their_words_on_the_page_that_says_so(
+    browser: Any, signed_in: tuple[str, Any]
+) -> None:
+    address, state = signed_in
+    context = browser.new_context(storage_state=state, base_url=address)
+    page = context.new_page()
+    begin(page)
+    context.clear_cookies()
+    page.fill("#words", ASKS)
+    page.click("text=Say it")
+    page.get_by_role("heading", name="What you typed is here").wait_for()
+    assert page.locator("#kept textarea").input_value() == ASKS
+    context.close()
+
+
 def test_without_a_script_a_lesson_is_rehearsed_all_the_same(browser: Any, signed_in: tuple[str, Any]) -> None:
     address, state = signed_in
     context = browser.new_context(java_script_enabled=False, storage_state=state, base_url=address)

@@ -146,7 +146,7 @@ async def test_going_back_in_a_lesson_shows_the_other_tries(brown: httpx.AsyncCl
 async def test_the_page_says_where_the_lines_come_from(box: Any, brown: httpx.AsyncClient) -> None:
     lesson = await begin(brown)
     await say(brown, lesson)
-    assert "Written lines: the model found none that fit." in plain(await brown.get(lesson)), "it answers no JSON"
+    assert "Written lines: the model gave none in time that fit." in plain(await brown.get(lesson)), "it answers no JSON"
     box.pool.model = None
     other = await begin(brown)
     await say(brown, other)
