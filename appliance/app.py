@@ -36,7 +36,10 @@ from appliance.errors import ApplianceError, BadInput, Conflict, GateNotPassed, 
 from appliance.feedback import Feedback
 from appliance.jobs import Jobs, held
 from appliance.knowledge.library import Library
+from appliance.practice.mentors import Mentors
+from appliance.practice.rehearsals import Rehearsals
 from appliance.practice.scenes import Scenes
+from appliance.practice.wording import Wording
 from appliance.registry import Manifest, Registry
 from appliance.safeguarding import Safeguarding
 from appliance.settings import Settings
@@ -82,6 +85,9 @@ class Appliance:
         self.feedback = Feedback(
             self.database, self.chat.conversations, self.accounts, self.audit, giving.keep, giving.take_back
         )
+        mentors = Mentors(self.database, self.accounts, self.audit, giving.keep, giving.take_back)
+        wording = Wording(self.chat, self.pool, settings.practice_lines, settings.practice_seconds)
+        self.rehearsals = Rehearsals(self.database, self.accounts, self.scenes, mentors, wording)
 
     @classmethod
     def open(cls, settings: Settings) -> Appliance:

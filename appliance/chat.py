@@ -52,6 +52,8 @@ ANOTHER_TEMPERATURE = 0.7
 # A starter that answers greedily falls into loops; a few words of it are enough to see that it runs.
 STARTER_TOKENS = 80
 STARTER_PENALTY = 1.2
+# Prompt programs of teachers' rehearsals: no pupil reaches them, whoever hands a name on.
+FOR_PRACTICE = frozenset({"student_reaction", "scenario_generator"})
 STARTER_HEADING = "The starter model's own words (for trying the box; do not rely on them)"
 
 
@@ -144,6 +146,8 @@ class Chat:
         question, history, instructions = _split(messages)
         if instructions:
             self._accounts.require(user, "instruct", "chat")
+        if module in FOR_PRACTICE:
+            self._accounts.require(user, "practise", "lesson")
         lesson = lesson or await self.admit(user)
         subject, grade = lesson.subject or subject, lesson.grade or grade
         started = time.monotonic()

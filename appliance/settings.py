@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     reranker: Path | None = Field(
         None, description="Folder with a cross-encoder that puts found passages in order; empty goes without, and is quicker."
     )
+    practice_lines: Literal["auto", "written", "model"] = Field(
+        "auto",
+        description="Who words what simulated pupils say in a teacher's rehearsal: auto asks any model but the starter, model "
+        "asks that one too, written takes the lines that stand in the scene.",
+    )
+    practice_seconds: float = Field(8.0, ge=0.1, le=60, description="Longest wait for a model's line; then the written one.")
     passages: int = Field(3, ge=1, le=20, description="Passages that an answer stands on.")
     train_memory_mb: int = Field(12_000, ge=1000, description="Memory a tuning run may use before it is stopped.")
     gate_seconds: int = Field(0, ge=0, description="Time that judging a new model may take, each set its share; 0 asks all.")

@@ -89,6 +89,8 @@ WITHIN = {
     ("standards", "practice"),
     ("asking", "lessons"),
     ("practice", "asking"),
+    ("practice", "branches"),
+    ("practice", "lessons"),
     ("plugins", "tuning"),
     ("app", "supervisor"),
 }

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 CODE_SECONDS = 24 * 3600
 KEY_PREFIX = "sk-school-"
 LOCAL_NAME = "(command line)"  # a person's name cannot start with a bracket, so nobody can sign in as this one
-_CALLED = {"conversation": "chat"}  # what people call a thing, where that is another word
+_CALLED = {"conversation": "chat", "rehearsal": "lesson"}  # what people call a thing, where that is another word
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,8 @@ ALLOWED: dict[str, frozenset[Act]] = {
 }
 # Only with a thing of one's own, and in person: no key reaches these.
 OWN: frozenset[Act] = frozenset(
-    {("read", "conversation"), ("change", "conversation"), ("delete", "conversation"), ("read", "key"), ("delete", "key")}
-)
+    (verb, thing) for thing in ("conversation", "rehearsal") for verb in ("read", "change", "delete")
+) | {("read", "key"), ("delete", "key")}
 # Only with a class that one teaches, or with the right to change any.
 OF_A_CLASS: frozenset[Act] = frozenset({("read", "class"), ("change", "class")})
 # What a key's scope leaves of its owner's rights. A session has no scope and keeps them all.

@@ -34,6 +34,9 @@ WRITTEN = (
     "subject",
     "grade",
     "people",
+    "scene",
+    "challenge",
+    "class_profile",
 )
 SECRET = frozenset({"password", "old", "new", "again", "code", "secret"})
 OURS = frozenset({"csrf", "kept"})

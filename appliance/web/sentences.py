@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from appliance import teaching
+from appliance.practice.exchange import MOVES
+from appliance.practice.scenario import CATEGORIES, PHASES
 from appliance.web.show import ROOMS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -22,6 +24,8 @@ def sentences() -> set[tuple[str, str]]:
     # The names and short descriptions of teaching methods and help levels, which a class's page offers.
     ways = [*teaching.methods().values(), *teaching.help_levels().values()]
     found |= {(text, "") for way in ways for text in (way.name, way.about)}
+    # What a rehearsal counts, and by what scenes are chosen.
+    found |= {(text, "") for text in (*MOVES.values(), *CATEGORIES, *PHASES)}
     for path in sorted(TEMPLATES.parent.glob("*.py")):
         with path.open("rb") as source:
             for _line, said, _comments, _context in extract(

@@ -32,13 +32,16 @@ from appliance.web import (
     directory,
     library,
     me,
+    mentors,
     models,
     pages,
     people,
+    practice,
     quotas,
     review,
     roll,
     safeguarding,
+    scenes,
     show,
     signing,
     talks,
@@ -110,6 +113,9 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.include_router(people.router)
     app.include_router(talks.router)
     app.include_router(safeguarding.router)
+    app.include_router(scenes.router)
+    app.include_router(practice.router)
+    app.include_router(mentors.router)
     return app
 
 

@@ -41,6 +41,7 @@ class Room:
 ROOMS: list[tuple[str, str, tuple[str, str], tuple[str, ...]]] = [
     ("/chat", "Chat", ("ask", "chat"), ()),
     ("/classes", "Classes", ("create", "class"), ()),
+    ("/practice", "Practice", ("practise", "lesson"), ()),
     ("/library", "Library", ("read", "library"), ("/document", "/passage")),
     ("/review", "Review", ("review", "example"), ()),
     ("/safeguarding", "Safeguarding", ("read", "flag"), ()),

@@ -30,6 +30,10 @@ from appliance.feedback import Feedback
 from appliance.jobs import Jobs
 from appliance.knowledge.library import Document, Found, Passage, Within
 from appliance.knowledge.shelves import Shelves
+from appliance.practice.mentors import Mentors
+from appliance.practice.rehearsals import Rehearsals
+from appliance.practice.scenes import Scenes
+from appliance.practice.wording import Wording
 from appliance.registry import Registry
 from appliance.safeguarding import Safeguarding
 from appliance.settings import Settings
@@ -184,12 +188,15 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     chat = Chat(database, library, pool, accounts, settings, starter_of=starter_of, safeguarding=safeguarding)  # type: ignore[arg-type]
     registry = Registry(settings.models)
     feedback = Feedback(database, chat.conversations, accounts, audit, giving.keep, giving.take_back)
+    scenes = Scenes(database, accounts, audit)
+    mentors = Mentors(database, accounts, audit, giving.keep, giving.take_back)
+    wording = Wording(chat, pool, settings.practice_lines, settings.practice_seconds)
     client = partial(network.http_client, settings, ca_file=settings.oidc_ca_file)
     oidc = Oidc(settings, client) if settings.oidc_issuer else None
     return SimpleNamespace(
         settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry,
         people=People(database), classes=Classes(database), audit=audit, feedback=feedback, safeguarding=safeguarding,
-        oidc=oidc,
+        oidc=oidc, scenes=scenes, rehearsals=Rehearsals(database, accounts, scenes, mentors, wording),
         jobs=Jobs(database, settings), promote=_nothing_to_serve, rollback=_nothing_to_serve, retraining_plan=list,
     )  # fmt: skip
 

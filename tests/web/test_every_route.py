@@ -70,6 +70,7 @@ CANARIES = {
     "CANARY-PUPIL": TEACH | ANN,
     "CANARY-KEY": BROWN,
     "CANARY-FLAG": ANN | LEAD,
+    "CANARY-REHEARSED": BROWN | LEAD,
 }
 
 
@@ -175,6 +176,33 @@ TABLE: dict[tuple[str, str], Row] = {
     ("GET", "/safeguarding/{id}"): Row(LEAD, at={"id": "flag"}),
     ("POST", "/safeguarding/{id}"): Row(LEAD, at={"id": "flag"}, form={"state": "seen"}),
     ("GET", "/counts"): Row(MAKERS | LEAD),
+    # practice: scenes are all staff's, a lesson is Mr Brown's and, by his consent, the lead's
+    ("GET", "/practice"): Row(STAFF),
+    ("GET", "/practice/scenes/{id}"): Row(STAFF, at={"id": "scene"}),
+    ("POST", "/practice/scenes/{id}/begin"): Row(STAFF, at={"id": "scene"}),
+    ("GET", "/practice/scenes/{id}/edit"): Row(MAKERS, at={"id": "draft"}),
+    ("POST", "/practice/scenes/{id}/edit"): Row(TEACH, at={"id": "draft"}, form={"scene": "{scene text}", "seen": "1"}),
+    ("GET", "/practice/scenes/{id}/file"): Row(STAFF, at={"id": "scene"}),
+    ("POST", "/practice/scenes/{id}/approve"): Row(MAKERS - BROWN, at={"id": "draft"}, form={"version": "1"}),
+    ("POST", "/practice/scenes/{id}/archive"): Row(TEACH, at={"id": "draft"}, form={"version": "1"}),
+    ("GET", "/practice/write"): Row(STAFF),
+    ("POST", "/practice/write"): Row(STAFF, form={"scene": "title = 3"}, status=400),
+    ("POST", "/practice/generate"): Row(STAFF, form={"challenge": ""}, status=400),
+    ("GET", "/practice/lessons/{id}"): Row(BROWN, at={"id": "running"}),
+    ("POST", "/practice/lessons/{id}/say"): Row(BROWN, at={"id": "running"}, form={"words": "Why?", "shown": "{said}"}),
+    ("POST", "/practice/lessons/{id}/rewind"): Row(BROWN, at={"id": "running"}, form={"turn": "{said}"}),
+    ("POST", "/practice/lessons/{id}/show"): Row(BROWN, at={"id": "running"}, form={"turn": "{said}"}),
+    ("POST", "/practice/lessons/{id}/finish"): Row(BROWN, at={"id": "running"}),
+    ("POST", "/practice/lessons/{id}/delete"): Row(BROWN, at={"id": "running"}),
+    ("GET", "/practice/lessons/{id}/feedback"): Row(BROWN | LEAD, at={"id": "lesson"}),
+    ("GET", "/practice/lessons/{id}/compare/{other}"): Row(BROWN | LEAD, at={"id": "lesson", "other": "lesson"}),
+    ("POST", "/practice/notes/{turn}"): Row(LEAD, at={"turn": "rehearsed"}, form={"note": "Well done"}),
+    ("GET", "/practice/progress"): Row(STAFF),
+    ("GET", "/practice/export.{kind}"): Row(STAFF, at={"kind": "kind"}),
+    ("GET", "/practice/mentors"): Row(STAFF),
+    ("POST", "/practice/mentors"): Row(STAFF, form={"name": ""}, status=400),
+    ("POST", "/practice/mentors/end"): Row(BROWN | LEAD, form={"owner": "{brown id}", "mentor": "{lead id}"}),
+    ("GET", "/practice/shared/{owner}"): Row(LEAD, at={"owner": "brown id"}),
     # the box
     ("GET", "/admin"): Row(HEAD),
     ("GET", "/admin/health"): Row(HEAD),
@@ -204,7 +232,7 @@ TABLE: dict[tuple[str, str], Row] = {
 }
 THINGS = (
     "talk", "turn", "document", "passage", "class", "pupil", "key", "job", "example", "model", "import", "act", "kind",
-    "deleted", "flag",
+    "deleted", "flag", "scene", "draft", "running", "said", "lesson", "rehearsed", "brown id", "lead id",
 )  # fmt: skip
 
 
@@ -266,6 +294,7 @@ async def _school(home: Path) -> tuple[Path, dict[str, Any]]:
     known["deleted"] = other.data["conversation"]
     _, passages = await box.library.document(added.document, box_within(box, ann))
     known |= _staffs_things(box, home.parent)
+    known |= await _rehearsed(box)
     box.people.change(box.accounts.named("gone").id, disabled=True)
     await shut(box)
     known |= {
@@ -294,6 +323,21 @@ def _staffs_things(box: Any, folder: Path) -> dict[str, Any]:
     return {
         "job": job.id, "example": "row", "model": "green-1", "collection": collection, "import": imported, "act": "disable",
         "kind": "md",
+    }  # fmt: skip
+
+
+async def _rehearsed(box: Any) -> dict[str, Any]:
+    """A draft of Mr Brown's, a lesson of his under way, and a finished one that the safeguarding lead may read."""
+    brown, lead = box.accounts.named("brown"), box.accounts.named("lead")
+    draft = box.scenes.save(brown, box.scenes.get(brown, "larger-denominator").as_facts())
+    running, finished = (box.rehearsals.begin(brown, "larger-denominator") for _ in range(2))
+    said = [await box.rehearsals.say(brown, id, "CANARY-REHEARSED, what do you think?") for id in (running, finished)]
+    box.rehearsals.finish(brown, finished)
+    box.rehearsals.mentors.give(brown, "lead")
+    return {
+        "scene": "larger-denominator", "scene text": box.scenes.export(brown, "larger-denominator"), "draft": draft.id,
+        "running": running, "said": said[0].leaf, "lesson": finished,
+        "rehearsed": said[1].leaf, "brown id": brown.id, "lead id": lead.id,
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ ADMINISTRATOR = (
     "/chat", "/chats", "/classes", "/classes/archive", "/library", "/library/add", "/library/checks", "/review", "/counts",
     "/quotas", "/admin", "/admin/health", "/admin/settings", "/admin/audit", "/admin/jobs", "/admin/models", "/admin/retrain",
     "/admin/people", "/admin/people/import", "/keys", "/me", "/me/password", "/me/second-step", "/about",
+    "/practice", "/practice/write", "/practice/progress", "/practice/mentors",
 )  # fmt: skip
 ANYBODY = ("/", "/class")
 LOOKS: tuple[tuple[str, dict[str, Any]], ...] = (
