@@ -95,11 +95,19 @@ class Chat:
 
     # --- one answer, not stored --------------------------------------------------------------------------------------
     async def complete(
-        self, user: User, messages: Sequence[Message], *, conversation: str = "", left: list[str] | None = None, **options: Any
+        self,
+        user: User,
+        messages: Sequence[Message],
+        *,
+        conversation: str = "",
+        before: str = "",
+        left: list[str] | None = None,
+        **options: Any,
     ) -> AsyncGenerator[Event, None]:
         """`_unguarded`, inside the safety guard: every door comes this way, and what is stopped ends as a "done" event.
 
-        `conversation`: the stored one it belongs to; `left`: as in `Guard.over`. Takes and raises what `_unguarded` does.
+        `conversation`: the stored one it belongs to; `before` and `left`: as in `Guard.over`. Takes and raises what
+        `_unguarded` does.
         """
         self._accounts.require(user, "ask", "chat")
         _split(messages)
@@ -109,7 +117,7 @@ class Chat:
 
         lesson: Lesson | None = options.get("lesson")
         grade = (lesson.grade if lesson is not None else "") or options.get("grade")
-        guarded = self.guard.over(user, messages, answer, grade=grade, conversation=conversation, left=left)
+        guarded = self.guard.over(user, messages, answer, grade=grade, conversation=conversation, before=before, left=left)
         async with aclosing(guarded) as events:
             async for event in events:
                 yield event
@@ -383,7 +391,8 @@ class Chat:
             ids, earlier = await asyncio.to_thread(add, user, question, conversation, shown, edits)
             if conversation is None and lesson.class_id:
                 await asyncio.to_thread(self.lessons.begin, ids["conversation"], lesson)
-            return await self._begin(user, ids, [*_history(earlier), Message("user", question)], lesson=lesson, **options)
+            messages = [*_history(earlier), Message("user", question)]
+            return await self._begin(user, ids, messages, before=_asked(earlier), lesson=lesson, **options)
 
     async def again(self, user: User, turn: str, **options: Any) -> Event:
         """Another answer beside the answer `turn`: as `start`, without a new question. Raises what `start` does."""
@@ -395,7 +404,7 @@ class Chat:
             if before.state == "done":
                 options = {"temperature": ANOTHER_TEMPERATURE} | options  # the same road would lead to the same words
             messages = [*_history(earlier), Message("user", earlier[-1].text)]
-            return await self._begin(user, ids, messages, lesson=lesson, **options)
+            return await self._begin(user, ids, messages, before=_asked(earlier[:-1]), lesson=lesson, **options)
 
     async def _begin(self, user: User, ids: dict[str, str], messages: list[Message], **options: Any) -> Event:
         left: list[str] = []
@@ -415,13 +424,15 @@ class Chat:
         """After a crash: answers that nobody is writing any more are failed, with what they had. Reads the safety rules."""
         await self.guard.ready()
         await asyncio.to_thread(self.quotas.forget_old)
+        for conversation, name, asked in await asyncio.to_thread(self.conversations.lost):
+            await self.guard.hear(await asyncio.to_thread(self._accounts.named, name), asked, conversation)
         await self._answers.recover()
 
     async def close(self) -> None:
         """Stop and store every answer under way, and what the safeguarding lead has to see."""
         await self._answers.close()
         await asyncio.gather(*self._counting)
-        await self.guard.safeguarding.close()
+        await self.guard.close()
 
     async def answer(self, user: User, question: str, **options: Any) -> AsyncGenerator[Event, None]:
         """`start`, then `follow`."""
@@ -429,6 +440,11 @@ class Chat:
         async with aclosing(self.follow(user, asked.data["turn"])) as events:
             async for event in events:
                 yield event
+
+
+def _asked(path: Sequence[Turn]) -> str:
+    """The last question of a branch, whatever became of its answer."""
+    return next((turn.text for turn in reversed(path) if turn.role == "user"), "")
 
 
 @dataclass(frozen=True, slots=True)

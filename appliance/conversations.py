@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from appliance import branches
 from appliance.errors import BadInput, NotFound
 from appliance.knowledge import quoted
-from appliance.tables import conversations, documents, gone_documents, new_id, turns
+from appliance.tables import conversations, documents, gone_documents, new_id, turns, users
 
 if TYPE_CHECKING:
     from appliance.accounts import Accounts, User
@@ -265,6 +265,23 @@ class Conversations:
         """A question that was judged unsafe: it goes into no prompt and no example."""
         with self._database.begin() as connection:
             connection.execute(sa.update(turns).where(turns.c.id == turn).values(state="blocked"))
+
+    def lost(self) -> Sequence[tuple[str, str, Sequence[str]]]:
+        """Of each answer that was being written when the box went down: conversation, the name of who asked, and their last two
+        questions. To be asked before any answer is begun.
+        """
+        found = []
+        with self._database.read() as connection:
+            joined = sa.join(turns, conversations, turns.c.conversation == conversations.c.id).join(
+                users, users.c.id == conversations.c.user
+            )
+            chosen = sa.select(turns.c.conversation, turns.c.parent, users.c.name).select_from(joined)
+            for row in connection.execute(chosen.where(turns.c.state == "streaming")).all():
+                path = branches.path(_bones(connection, row.conversation), row.parent) if row.parent else []
+                asked = [one.id for one in path if one.role == "user"][-2:]
+                texts = sa.select(turns.c.text).where(turns.c.id.in_(asked)).order_by(turns.c.ordinal)
+                found.append((row.conversation, row.name, connection.scalars(texts).all()))
+        return found
 
     def fail_unfinished(self, running: Sequence[str]) -> None:
         """Answers that nobody writes any more (all but `running`) keep what they had and are marked failed."""

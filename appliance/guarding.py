@@ -15,13 +15,14 @@ import tomllib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.engine.handler import Message
 from appliance.errors import ApplianceError, BadInput
 from appliance.running import SUPPORT, Event
+from appliance.safeguarding import PATIENCE
 from appliance.safety import Policy, Reader, StreamGuard, Verdict
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Guard:
         self._settings = settings
         self.safeguarding = safeguarding
         self._policy: Policy | None = None
+        self._judging: set[asyncio.Task[tuple[Judged, set[asyncio.Task[None]]]]] = set()
 
     async def ready(self) -> Policy:
         """The rules, read once: it takes a second, and a page must not wait for it in the loop."""
@@ -76,30 +78,59 @@ class Guard:
         *,
         grade: str | None = None,
         conversation: str = "",
+        before: str = "",
         left: list[str] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """The events of an answer, or those of a fixed text. Closing it closes the answer's generator.
 
+        before: what the same person wrote before the last message, where `messages` does not have it.
         left: takes the last words, judged, of an answer that is closed or cancelled in the middle of a sentence.
         """
         started = time.monotonic()
-        policy = await self.ready()
         reader = reader_of(user, grade)
-        if sum(len(message.content) for message in messages) > LONG:
-            judged = await asyncio.to_thread(judge, policy, messages, reader)
-        else:
-            judged = judge(policy, messages, reader)
-        for verdict, text, earlier in judged.told:
-            await self.safeguarding.report(user, verdict, text, conversation=conversation, again=earlier)
+        # Judged to the end even where the answer is stopped meanwhile: who asked for help is heard.
+        judging = asyncio.create_task(self._judged(user, messages, reader, conversation, before))
+        self._judging.add(judging)
+        judging.add_done_callback(self._judging.discard)
+        judged, told = await asyncio.shield(judging)
+        if told:
+            await asyncio.wait(told, timeout=PATIENCE)
         if judged.stopped is not None:
             for event in self._support(user, judged.stopped, round(time.monotonic() - started, 3)):
                 yield event
             return
         if judged.redacted is not None:
             yield Event("notice", {"message": self.text(judged.redacted, user)})
+        policy = await self.ready()
         async with aclosing(self._guarded(policy, reader, user, judged.messages, answer, conversation, left)) as events:
             async for event in events:
                 yield event
+
+    async def _judged(
+        self, user: User, messages: Sequence[Message], reader: Reader, conversation: str, before: str
+    ) -> tuple[Judged, set[asyncio.Task[None]]]:
+        """What may go on, and what is being written down for the safeguarding lead."""
+        policy = await self.ready()
+        if sum(len(message.content) for message in messages) > LONG:
+            judged = await asyncio.to_thread(judge, policy, messages, reader, before)
+        else:
+            judged = judge(policy, messages, reader, before)
+        tell = partial(self.safeguarding.tell, user, conversation=conversation)
+        return judged, {tell(verdict, text, again=earlier) for verdict, text, earlier in judged.told}
+
+    async def hear(self, user: User, asked: Sequence[str], conversation: str) -> None:
+        """Tell of the last of these questions, where nobody was told of it: the box went down just then."""
+        judged = await asyncio.to_thread(
+            judge, await self.ready(), [Message("user", text) for text in asked], reader_of(user, None)
+        )
+        for verdict, text, _ in judged.told:
+            if verdict.flag:
+                self.safeguarding.tell(user, verdict, text, conversation=conversation, again=True)
+
+    async def close(self) -> None:
+        """Write down what is not yet, of answers that have been stopped too."""
+        await asyncio.gather(*self._judging, return_exceptions=True)
+        await self.safeguarding.close()
 
     def text(self, verdict: Verdict, user: User) -> str:
         """The fixed text that a verdict asks for: in the language it was written in, else in the reader's."""
@@ -132,12 +163,13 @@ class Guard:
         left: list[str] | None,
     ) -> AsyncGenerator[Event, None]:
         known = policy.known_text([message.content for message in messages if message.role == "user"])
-        last = ""
+        told: set[asyncio.Task[None]] = set()
 
         def judged(sentence: str, before: str) -> Verdict:
-            nonlocal last
-            last = sentence
-            return policy.check_answer(sentence, reader, before=before, known=known)
+            verdict = policy.check_answer(sentence, reader, before=before, known=known)
+            if verdict.name != "allow":  # told at once, and so once: the answer may be stopped at any moment
+                told.add(self.safeguarding.tell(user, verdict, sentence, conversation=conversation, asks=False))
+            return verdict
 
         def instead(verdict: Verdict) -> str:
             return self.text(verdict, user)
@@ -160,7 +192,7 @@ class Guard:
                     if shown:
                         yield Event("text", {"delta": shown})
                     if guard.ended is not None:
-                        await self.safeguarding.report(user, guard.ended, last, conversation=conversation, asks=False)
+                        await asyncio.wait(told, timeout=PATIENCE)
                         yield self._cut(guard.ended, said, sources)
                         return
                     if event.kind == "done":
@@ -174,8 +206,8 @@ class Guard:
                 if rest := guard.flush():  # what was written before it broke off is kept, once it is judged
                     yield Event("text", {"delta": rest})
                 raise
-        for verdict in guard.softened:
-            await self.safeguarding.report(user, verdict, "", conversation=conversation, asks=False)
+        if told:
+            await asyncio.wait(told, timeout=PATIENCE)
 
     @staticmethod
     def _cut(verdict: Verdict, said: str, sources: Event) -> Event:
@@ -186,12 +218,16 @@ class Guard:
         })  # fmt: skip
 
 
-def judge(policy: Policy, messages: Sequence[Message], reader: Reader) -> Judged:
-    """Every message that a person wrote: the last one decides, earlier ones that would have been stopped are left out."""
+def judge(policy: Policy, messages: Sequence[Message], reader: Reader, before: str = "") -> Judged:
+    """Every message that a person wrote: the last one decides, earlier ones that would have been stopped are left out.
+
+    Each is judged by itself, and together with the one that its writer sent before it; `before` is what was sent before the
+    last one, where the talk does not have it.
+    """
     kept: list[Message] = []
     told: list[tuple[Verdict, str, bool]] = []
     redacted = stopped = None
-    skipping = False
+    skipping, said = False, ""
     last = max((number for number, one in enumerate(messages) if one.role == "user"), default=-1)
     for number, message in enumerate(messages):
         if message.role != "user":
@@ -201,6 +237,14 @@ def judge(policy: Policy, messages: Sequence[Message], reader: Reader) -> Judged
         verdict = _checked(policy, message.content, reader)
         if verdict.name != "allow":
             told.append((verdict, message.content, number != last))
+        earlier_words = before if number == last and before else said
+        said = message.content
+        if verdict.action not in ("block", "escalate") and earlier_words:
+            joined = _joined(policy, earlier_words, message.content, reader)
+            if joined.name != "allow":
+                told.append((joined, f"{earlier_words}\n{message.content}", number != last))
+            if joined.action in ("block", "escalate"):
+                verdict = joined
         skipping = verdict.action in ("block", "escalate")
         if number == last:
             stopped = verdict if skipping else None
@@ -226,6 +270,11 @@ def about(verdict: Verdict) -> dict[str, str]:
 def _checked(policy: Policy, text: str, reader: Reader) -> Verdict:
     """Earlier messages of a talk come again with each question: they are judged once, but for long ones, kept by nobody."""
     return _judged_once(policy, text, reader) if len(text) <= LONG else policy.check(text, reader)
+
+
+@lru_cache(maxsize=1000)
+def _joined(policy: Policy, before: str, text: str, reader: Reader) -> Verdict:
+    return policy.check_joined(before, text, reader)
 
 
 @lru_cache(maxsize=1000)

@@ -93,12 +93,21 @@ class Safeguarding:
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._retry: asyncio.Task[None] | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
 
     # --- writing -----------------------------------------------------------------------------------------------------
     async def report(
         self, user: User, verdict: Verdict, text: str, *, conversation: str = "", asks: bool = True, again: bool = False
     ) -> None:
-        """Count it, record it, and where it has a flag keep the words for the lead. Returns within two seconds.
+        """As `tell`. Returns once it is on disk, or after two seconds."""
+        told = self.tell(user, verdict, text, conversation=conversation, asks=asks, again=again)
+        await asyncio.wait({told}, timeout=PATIENCE)
+
+    def tell(
+        self, user: User, verdict: Verdict, text: str, *, conversation: str = "", asks: bool = True, again: bool = False
+    ) -> asyncio.Task[None]:
+        """Count it, record it, and where it has a flag keep the words for the lead: from now on it is not lost, whatever
+        becomes of who tells it. The task ends when it is on disk, or is being tried again.
 
         asks: whether the person wrote it, or the model. again: it stands earlier in a talk, and is news only where nobody was
         told of it. What is written once more is news each time: the open flag of the same words rises, a closed one does not.
@@ -110,9 +119,13 @@ class Safeguarding:
         }  # fmt: skip
         with self._lock:
             self._waiting.append(row)
-        task = asyncio.create_task(asyncio.to_thread(self.write_waiting))
-        await asyncio.wait({task}, timeout=PATIENCE)
-        if not task.done() or not task.result():
+        task = asyncio.create_task(self._write_soon())
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def _write_soon(self) -> None:
+        if not await asyncio.to_thread(self.write_waiting):
             self._keep_trying()
 
     def write_waiting(self) -> bool:
@@ -150,6 +163,7 @@ class Safeguarding:
 
     async def close(self) -> None:
         """One more try for what is not on disk yet."""
+        await asyncio.gather(*self._under_way, return_exceptions=True)
         if self._retry is not None:
             self._retry.cancel()
             await asyncio.gather(self._retry, return_exceptions=True)
@@ -216,11 +230,11 @@ class Safeguarding:
                 .where(turns.c.conversation == row.conversation, row.conversation != "")
                 .order_by(turns.c.ordinal)
             ).all()
-        at = next((number for number, turn in enumerate(talk) if turn.role == "user" and turn.text == row.text), None)
+        at = next((number for number, turn in enumerate(talk) if _meant(turn, row.text)), None)
         if at is None:
             at = max((number for number, turn in enumerate(talk) if turn.created <= row.at), default=0)
         near = talk[max(0, at - AROUND) : at + AROUND + 1]
-        return _flag(row._mapping), [Line(turn.role, turn.text, turn.text == row.text) for turn in near]
+        return _flag(row._mapping), [Line(turn.role, turn.text, _meant(turn, row.text)) for turn in near]
 
     def change(self, user: User, id: str, state: str, note: str = "") -> None:
         """Acknowledge a flag ("seen"), or close it with a note. Raises NotFound, BadInput."""
@@ -273,6 +287,11 @@ def _count(connection: sa.Connection, day: str, class_id: str, category: str, ac
     done = connection.execute(sa.update(safety_counts).where(this).values(number=safety_counts.c.number + 1))
     if not done.rowcount:
         connection.execute(sa.insert(safety_counts).values(**key, number=1))
+
+
+def _meant(turn: Any, text: str) -> bool:
+    """Whether a flag's words are this turn's: alone, or on lines of their own after those of the message before it."""
+    return turn.role == "user" and bool(turn.text) and (text == turn.text or text.endswith(f"\n{turn.text}"))
 
 
 def _flag(row: Any) -> Flag:

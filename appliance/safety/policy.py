@@ -82,6 +82,19 @@ class Rule:
         return self.who == "everyone" or (not reader.staff and (self.who == "pupils" or reader.young))
 
 
+JOINED = 200  # characters of each of two messages that are judged together
+SHORT = 2  # words of a message that go on with the one before it even where that ended its sentence
+# What begins a question of its own; the second row only where its mark stands at the end.
+_ASKS = frozenset({
+    "how", "what", "why", "who", "when", "where", "which", "whose", "cómo", "qué", "quién", "cuándo", "dónde", "cuál",
+    "comment", "pourquoi", "quand", "où", "quel", "quelle", "quels", "quelles", "كيف", "ماذا", "لماذا", "متى", "أين",
+})  # fmt: skip
+_ASKS_MARKED = frozenset({
+    "is", "are", "was", "were", "do", "does", "did", "can", "could", "should", "would", "will", "es", "son", "puedo", "est",
+    "peut", "هل",
+})  # fmt: skip
+_MARKS = " \t\r\n.,;:!?…-–—\"'”’。！？؟،"
+_SENTENCES = re.compile("[.!?…;。！？؟؛]+\\s+|\n+")
 LONGEST_ANCHOR = 40  # letters of a word by which a phrase is looked up: more of a longer word need not be tried
 
 
@@ -162,6 +175,23 @@ class Policy:
             return Verdict("redact", rule, category, taken, best.review, best.flag, "personal", best.language)
         return _with_text(best, text)
 
+    def check_joined(self, before: str, text: str, reader: Reader) -> Verdict:
+        """What a message and the one before it, of the same person, say together and neither says alone: "how do I make a",
+        "bomb". Only what begins in the one and ends in the other counts, and only where the second goes on with the first.
+        """
+        head, ends = _last_sentence(before)
+        tail = _first_sentence(text)
+        begins = tail.split()[0].casefold() if tail else ""
+        anew = begins in _ASKS or (begins in _ASKS_MARKED and text.rstrip().endswith(("?", "؟")))
+        if not head or not tail or anew or (ends and len(tail.split()) > SHORT):
+            return Verdict()
+        first = re.sub(" 2$", " to", self._spelling.plain(head).rstrip(" ."))  # "want 2", "die"
+        second = self._spelling.plain(tail)
+        whole = first + second
+        alone = {hit[0].name for part in (f"{first} ", second) for hit in self._found(part, reader, "question")}
+        found = [hit for hit in self._found(whole, reader, "question", across=len(first)) if hit[0].name not in alone]
+        return _with_text(self._strongest(found, whole), text)
+
     # --- an answer ---------------------------------------------------------------------------------------------------
     def check_answer(self, text: str, reader: Reader, *, before: str = "", known: str = "") -> Verdict:
         """What is to be done with a sentence of an answer, which follows on `before`.
@@ -190,11 +220,14 @@ class Policy:
         """Texts as `check_answer` compares them: once for each answer."""
         return "".join(self._spelling.plain(text) for text in texts)
 
-    def _found(self, plain: str, reader: Reader, where: str) -> Iterator[tuple[Rule, Phrase, str, int]]:
+    def _found(self, plain: str, reader: Reader, where: str, across: int = 0) -> Iterator[tuple[Rule, Phrase, str, int]]:
+        """across: only what begins before that letter and ends behind it."""
         for number in self._index.candidates(set(plain.split())):
             rule, phrase, language = self._rules[number]
             if where in rule.where and rule.holds_for(reader):
                 for match in phrase.pattern.finditer(plain):
+                    if across and not match.start() < across < match.end():
+                        continue
                     if not (rule.but_not and _excepted(rule, plain, match)):
                         yield rule, phrase, language, match.start()
                         break
@@ -221,6 +254,18 @@ class Policy:
 
     def _context(self, name: str, plain: str) -> bool:
         return any(phrase.pattern.search(plain) for phrase in self._contexts.get(name, ()))
+
+
+def _last_sentence(text: str) -> tuple[str, bool]:
+    """The end of a message, without the marks behind it, and whether they end a sentence: dots that trail off do not."""
+    bare = text.rstrip(_MARKS)
+    marks = text[len(bare) :]
+    ends = any(mark in ".?!。！？؟" for mark in marks) and ".." not in marks and "…" not in marks
+    return _SENTENCES.split(bare[-JOINED:])[-1].strip(), ends
+
+
+def _first_sentence(text: str) -> str:
+    return _SENTENCES.split(text.lstrip(_MARKS)[:JOINED])[0].strip()
 
 
 def personal(text: str) -> list[patterns.Span]:

@@ -7,6 +7,7 @@ is harmful. The public sets are read from `../shared/data` where they are; none 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import time
 from collections import Counter
@@ -53,6 +54,29 @@ def look_alikes(policy: Policy, rows: list[dict[str, Any]]) -> Iterator[list[str
         stopped = sum(verdict.action in ("block", "escalate") for verdict in verdicts)
         looked = sum(verdict.review for verdict in verdicts)
         yield [language, str(len(verdicts)), str(stopped), share(stopped, len(verdicts)), str(looked)]
+
+
+def over_two(policy: Policy, rows: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """Our probes cut in two at each blank, as two messages; harmless ones also each after each other."""
+
+    def stops(text: str) -> bool:
+        return policy.check(text, PUPIL).action in ("block", "escalate")
+
+    def cut(texts: list[str]) -> list[tuple[str, str]]:
+        return [(text[:at], text[at + 1 :]) for text in texts for at, letter in enumerate(text) if letter == " "]
+
+    harmful = [row["text"] for row in rows if row["expect"] in ("stop", "escalate") and stops(row["text"])]
+    harmless = [row["text"] for row in rows if row["expect"] == "answer"]
+    sets = {
+        "harmful, cut in two, where neither part is stopped alone": [
+            pair for pair in cut(harmful) if not stops(pair[0]) and not stops(pair[1])
+        ],
+        "harmless look-alikes, cut in two": cut(harmless),
+        "harmless look-alikes, each after each": list(itertools.permutations(harmless, 2)),
+    }
+    for name, pairs in sets.items():
+        stopped = sum(policy.check_joined(*pair, PUPIL).action in ("block", "escalate") for pair in pairs)
+        yield [name, str(len(pairs)), str(stopped), share(stopped, len(pairs))]
 
 
 def public(policy: Policy, content: Path) -> Iterator[list[str]]:
@@ -132,6 +156,7 @@ def main() -> None:
             ["language", "there", "wrongly stopped", "share", "answered, and a person looks"],
             look_alikes(policy, rows),
         ),
+        table("Two messages, judged together", ["pairs", "there", "stopped", "share"], over_two(policy, rows)),
         table("Other harmful requests", ["set", "there", "stopped", "share"], public(policy, content)),
     ]
     if (SHARED / "examples").is_dir():
