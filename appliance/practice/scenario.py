@@ -256,8 +256,11 @@ class _Reading:
 
     def _text(self, facts: Mapping[str, Any], name: str, most: int, *, empty: bool = False, of: str = "") -> str:
         value = facts.get(name, "")
-        if not isinstance(value, str) or len(value.strip()) > most or not _readable(value):
+        if not isinstance(value, str) or len(value.strip()) > most:
             self.faults.append(f"{name}{of} has to be text of at most {most} characters")
+            return ""
+        if not _readable(value):
+            self.faults.append(f"{name}{of} has characters that cannot be shown")
             return ""
         if not value.strip() and not empty:
             self.faults.append(f"{name}{of} is missing")
