@@ -114,6 +114,22 @@ def test_a_question_the_teacher_then_answers_is_no_reason_but_one_asked_after_te
     assert state(pupils.respond(scenario, room, elsewhere, moves)[0], "Amara").hold == 3, "only what was told is about it"
 
 
+def test_moves_without_a_place_in_the_words_count_for_telling_first() -> None:
+    scenario, room = scene(), pupils.opening(scene(), 1)
+    assert state(pupils.respond(scenario, room, ASKED, (Move("press"),))[0], "Amara").hold == 2
+    assert state(pupils.respond(scenario, room, ASKED, (Move("press"), Move("tell")))[0], "Amara").hold == 3
+    paused = (*moved("It is a smaller share.", "tell"), Move("wait"))
+    assert state(pupils.respond(scenario, room, "It is a smaller share.", paused, 5.0)[0], "Ignacio").hold == 2
+
+
+def test_no_belief_yields_to_judging_or_flattery_whatever_a_scene_says() -> None:
+    soft = Misconception(BELIEF.belief, 2, ("tell", "confirm", "praise_person", "put_down"), BELIEF.about)
+    room, _ = play(
+        scene(spec("Amara", soft)), [("No, an eighth is less, you clever girl.", (move,)) for move in soft.yields_to]
+    )
+    assert state(room, "Amara").hold == 2
+
+
 def test_whoever_is_told_agrees_aloud_and_holds_on() -> None:
     room, beats = play(scene(), [("Amara, an eighth is less than a quarter.", ("tell",))])
     assert beats[0][0].pupil == "Amara" and beats[0][0].intent == "agrees"
@@ -181,6 +197,22 @@ def test_attention_falls_in_a_lesson_without_questions_until_somebody_disturbs()
     assert all(one.attention <= 1 for one in room.pupils)
     assert {beat.intent for beat in beats[-1]} <= {"off_task", "agrees", "withdrawn"}
     assert any(beat.intent == "off_task" for turn in beats for beat in turn)
+
+
+def test_somebody_who_is_left_alone_for_five_turns_drifts_off() -> None:
+    said = "Amara, show us the strip."
+    kept, alone = [
+        state(
+            pupils.respond(
+                scene(), with_state(Room(turn, pupils.opening(scene(), 1).pupils, 1), "Amara", spoke=turn), said, ()
+            )[0],
+            "Joon",
+        )
+        for turn in (3, 4)
+    ]
+    assert (kept.attention, alone.attention) == (3, 2)
+    asked, _ = pupils.respond(scene(), Room(4, pupils.opening(scene(), 1).pupils, 1), "And you?", moved("And you?", "elicit"))
+    assert state(asked, "Joon").attention == 3
 
 
 @pytest.mark.parametrize("said", ["", "   ", "...", "?!", "\n\n", "—", "🙂", "()"])
@@ -309,6 +341,7 @@ def test_abuse_changes_no_mind_and_is_felt_also_where_no_move_was_found(said: st
         ("Joon? Amara?", ["Joon", "Amara"]),
         ("Amara says it is more. Joon, what do you say to Amara?", ["Joon"]),
         ("What about Joon's strip", ["Joon"]),
+        ("Amara has a strip, what do you think joon?", ["Joon"]),
     ],
 )
 @pytest.mark.parametrize("seed", range(4))
@@ -346,6 +379,14 @@ def test_nobody_dominates_and_nobody_is_forgotten(seed: int) -> None:
     assert all(1 <= len(turn) <= 3 for turn in beats) and len(heard) == 3
     assert max(heard.values()) < 0.5 * sum(heard.values()) and min(heard.values()) >= 5
     assert {len(turn) for turn in beats} == {1, 2, 3}
+
+
+def test_whoever_has_just_spoken_seldom_goes_on_unasked() -> None:
+    again = 0
+    for seed in range(200):
+        _, beats = play(scene(), [("What is there?", ("elicit",))] * 2, seed)
+        again += beats[1][0].pupil in {beat.pupil for beat in beats[0]}
+    assert again < 90, "they would in most lessons, were it not for that rule"
 
 
 def test_parents_and_colleagues_are_people_like_any() -> None:
