@@ -262,7 +262,7 @@ def test_every_scene_comes_back_from_its_file_as_it_was(id: str) -> None:
 
 
 def test_an_exported_scene_is_imported_as_a_draft_with_the_same_words(scenes: Scenes, ann: User, ben: User) -> None:
-    odd = 'Tabs\tand "quotes", \\ back\x7fslashes\nlines # and é, 数, \U0001f600, \x01'
+    odd = 'Tabs\tand "quotes", \\ backslashes\nlines # and é, 数, \U0001f600'
     made = scenes.save(ann, facts("Odd", setting=odd, events=[{"pupil": "Joon", "when": "mood", "below": -1, "line": odd}]))
     scenes.approve(ben, made.id)
     text = scenes.export(ben, made.id)
