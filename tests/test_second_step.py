@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from appliance.accounts import PUPIL, TEACHER, Accounts, People, Person
 from appliance.classes import Classes, SchoolClass
 from appliance.db import Database
-from appliance.errors import ApplianceError, BadInput, Busy, NotFound, NotSignedIn
+from appliance.errors import ApplianceError, BadInput, Busy, Conflict, NotFound, NotSignedIn
 from appliance.settings import Settings
 from appliance.tables import attempts, sessions, users
 from appliance.tables import classes as table
@@ -221,6 +221,49 @@ def test_pupils_come_in_by_the_code_and_their_name(accounts: Accounts, people: P
     session = accounts.session(codes.sign_in(code, ids(people)["Mia"], "a"))
     assert session and session.user.name == "Mia" and session.kind == "class" and not session.temporary
     assert [one.here for one in codes.roll(code, "a").pupils] == [True, False]
+
+
+def test_a_name_is_taken_once_and_the_teacher_is_told_and_frees_it(
+    accounts: Accounts, people: People, lesson: SchoolClass
+) -> None:
+    codes, mia, noah = accounts.class_codes, ids(people)["Mia"], ids(people)["Noah"]
+    code = codes.make(lesson.id)
+    first = codes.sign_in(code, mia, "a")
+    assert [(one.called, one.tried) for one in codes.here(lesson.id)] == [("Mia Berg", None)]
+    noahs = codes.sign_in(code, noah, "a")
+    for token in ("", "x" * 2000, noahs):  # a classmate, with or without a session of their own
+        with pytest.raises(Conflict, match="signed in with this name already"):
+            codes.sign_in(code, mia, "a", token=token)
+    assert accounts.session(first), "who came first is not disturbed"
+    tried = codes.here(lesson.id)[0].tried
+    assert tried and abs(tried - time.time()) < 60 and codes.here(lesson.id)[1].tried is None
+    again = codes.sign_in(code, mia, "a", token=first)
+    assert accounts.session(again), "the browser that has it may pick it once more"
+    accounts.sign_out(first)
+    accounts.sign_out(again)
+    third = codes.sign_in(code, mia, "another room")  # whoever signs out leaves the name free
+    with pytest.raises(Conflict):
+        codes.sign_in(code, mia, "a")
+    codes.out(lesson.id, mia)
+    assert accounts.session(third) is None and accounts.session(noahs)
+    assert codes.sign_in(code, mia, "a") and codes.here(lesson.id)[0].tried is None
+    with pytest.raises(Conflict):
+        codes.sign_in(code, mia, "a")
+    codes.end(lesson.id)
+    assert codes.here(lesson.id) == [] and codes.sign_in(codes.make(lesson.id), mia, "a")
+    assert codes.here(lesson.id)[0].tried is None, "the tries of an earlier lesson are forgotten"
+
+
+def test_a_name_is_free_where_its_session_has_ended_or_came_another_way(
+    accounts: Accounts, people: People, lesson: SchoolClass, database: Database
+) -> None:
+    codes, mia = accounts.class_codes, ids(people)["Mia"]
+    code = codes.make(lesson.id)
+    accounts.begin(mia)
+    assert codes.sign_in(code, mia, "a")
+    with database.begin() as connection:
+        connection.execute(sa.update(sessions).values(expires=time.time() - 1))
+    assert codes.sign_in(code, mia, "a")
 
 
 @pytest.mark.parametrize("name", ["Ann", "Guest", "Olga", "Pat", "Rosa", "nobody"])

@@ -1,8 +1,9 @@
 """Codes of a class: a young pupil types the lesson's code, picks their own name, and is in until the lesson ends.
 
 Only a digest of the code is kept. A code works while its class is open, and shows pupils of that class alone; guessing is
-slowed down for each source, and who types it rightly is never counted. Only
-pupils without a password can be picked. Who may make a code is for `accounts.can` to say.
+slowed down for each source, and who types it rightly is never counted. Only pupils without a password can be picked, and each
+name once: who picks one that is taken is refused, and the teacher is told and can free it. Who may make a code is for
+`accounts.can` to say.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from appliance.accounts.credentials import CODE_LETTERS, count_attempt, digest_of_code, take_back
+from appliance.accounts.credentials import CODE_LETTERS, count_attempt, digest, digest_of_code, take_back
 from appliance.accounts.people import NO_PASSWORD
 from appliance.accounts.policy import PUPIL
 from appliance.accounts.sessions import BY_CLASS, alive, open_session
-from appliance.errors import BadInput, NotFound, NotSignedIn
-from appliance.tables import classes, memberships, sessions, users
+from appliance.errors import BadInput, Conflict, NotFound, NotSignedIn
+from appliance.tables import attempts, classes, memberships, sessions, users
 
 if TYPE_CHECKING:
     from appliance.db import Database
@@ -32,7 +33,7 @@ FREE_WRONG = 60
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A name to pick. `here`: somebody is signed in under it already."""
+    """A name to pick. `here`: somebody has picked it already."""
 
     id: str
     called: str
@@ -45,6 +46,15 @@ class Roll:
 
     class_name: str
     pupils: list[Choice]
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """A pupil who came in by the code. `tried`: when somebody else last wanted this name; None where nobody did."""
+
+    id: str
+    called: str
+    tried: float | None
 
 
 class ClassCodes:
@@ -73,14 +83,25 @@ class ClassCodes:
             theirs = sa.and_(sessions.c.class_id == class_id, sessions.c.kind == BY_CLASS)
             ids = sorted(set(connection.scalars(sa.select(sessions.c.user).where(theirs))))
             connection.execute(sa.delete(sessions).where(theirs))
+            connection.execute(sa.delete(attempts).where(_tries(class_id)))
         return ids
 
     def out(self, class_id: str, user: str = "") -> None:
-        """End the sessions that came by this class's code, of one pupil or of all; the code stays."""
+        """End the sessions that came by this class's code, of one pupil or of all; the code stays, and the names are free."""
         theirs = sa.and_(sessions.c.class_id == class_id, sessions.c.kind == BY_CLASS)
         theirs = sa.and_(theirs, sessions.c.user == user) if user else theirs
         with self._database.begin() as connection:
             connection.execute(sa.delete(sessions).where(theirs))
+            connection.execute(sa.delete(attempts).where(_tries(class_id, user)))
+
+    def here(self, class_id: str) -> list[Here]:
+        """Who is in by this class's code now, by name."""
+        with self._database.read() as connection:
+            ids = _taken(connection, class_id)
+            rows = connection.execute(sa.select(users.c.id, users.c.name, users.c.full_name).where(users.c.id.in_(ids))).all()
+            tried = {row.key: row.last for row in connection.execute(sa.select(attempts).where(_tries(class_id)))}
+        found = [Here(row.id, row.full_name or row.name, tried.get(_try(class_id, row.id))) for row in rows]
+        return sorted(found, key=lambda one: one.called.casefold())
 
     def until(self, class_id: str) -> float | None:
         """When the code of this class runs out; None where there is none that works."""
@@ -96,21 +117,38 @@ class ClassCodes:
     def roll(self, code: str, source: str) -> Roll:
         """The names that a code shows. Raises NotSignedIn (no such code now), Busy."""
         found = self._class_of(code, source)
-        here = sa.select(sessions.c.user).outerjoin(classes, classes.c.id == sessions.c.class_id).where(alive())
         with self._database.read() as connection:
             rows = connection.execute(_pupils(found.id)).all()
-            signed_in = set(connection.scalars(here.where(sessions.c.user.in_([row.id for row in rows]))))
-        choices = [Choice(row.id, row.full_name or row.name, row.id in signed_in) for row in rows]
+            taken = _taken(connection, found.id)
+        choices = [Choice(row.id, row.full_name or row.name, row.id in taken) for row in rows]
         return Roll(found.name, sorted(choices, key=lambda one: one.called.casefold()))
 
-    def sign_in(self, code: str, pupil: str, source: str, about: str = "") -> str:
-        """The token of a pupil's session, which ends with the code's time. Raises NotSignedIn, Busy."""
+    def sign_in(self, code: str, pupil: str, source: str, about: str = "", token: str = "") -> str:
+        """The token of a pupil's session, which ends with the code's time. Raises NotSignedIn, Busy, Conflict (it is taken).
+
+        token: of the session that this browser has already; its own name is not taken.
+        """
         found = self._class_of(code, source)
+        taken = Conflict("Somebody is signed in with this name already.", "If it is yours, tell your teacher.")
+        if self._is_taken(found.id, pupil, token):
+            raise taken
         with self._database.begin() as connection:
+            if _taken(connection, found.id, pupil, token):
+                raise taken  # somebody was quicker by a moment
             if connection.execute(_pupils(found.id).where(users.c.id == pupil)).first() is None:
                 raise NotSignedIn("That name is not in this class.", "Pick yours, or ask your teacher.")
             seconds = found.code_until - time.time()
             return open_session(connection, pupil, seconds, kind=BY_CLASS, class_id=found.id, about=about)
+
+    def _is_taken(self, class_id: str, pupil: str, token: str) -> bool:
+        """Where it is, the teacher is told that somebody else wanted it."""
+        with self._database.begin() as connection:
+            taken = bool(_taken(connection, class_id, pupil, token))
+            if taken:
+                key = _try(class_id, pupil)
+                connection.execute(sa.delete(attempts).where(attempts.c.key == key))
+                connection.execute(sa.insert(attempts).values(key=key, failures=0, last=time.time()))
+        return taken
 
     def _class_of(self, code: str, source: str) -> Any:
         attempt = f"class:{source[:64]}"
@@ -130,6 +168,23 @@ def _works() -> sa.ColumnElement[bool]:
     now = time.time()
     open_now = sa.and_(classes.c.open, sa.or_(classes.c.until.is_(None), classes.c.until > now))
     return sa.and_(classes.c.code != "", classes.c.code_until > now, classes.c.archived.is_(None), open_now)
+
+
+def _taken(connection: sa.Connection, class_id: str, pupil: str = "", but: str = "") -> set[str]:
+    """The pupils who are in by this class's code, or the one; not by the session of the token `but`."""
+    chosen = sa.select(sessions.c.user).outerjoin(classes, classes.c.id == sessions.c.class_id)
+    chosen = chosen.where(sessions.c.kind == BY_CLASS, sessions.c.class_id == class_id, alive())
+    chosen = chosen.where(sessions.c.user == pupil) if pupil else chosen
+    return set(connection.scalars(chosen.where(sessions.c.hash != digest(but)) if but else chosen))
+
+
+def _try(class_id: str, pupil: str) -> str:
+    return f"taken:{class_id}:{pupil}"
+
+
+def _tries(class_id: str, pupil: str = "") -> sa.ColumnElement[bool]:
+    key = attempts.c.key
+    return key == _try(class_id, pupil) if pupil else key.startswith(_try(class_id, ""), autoescape=True)
 
 
 def _pupils(class_id: str) -> sa.Select[tuple[str, str, str]]:

@@ -121,6 +121,7 @@ async def _page(request: Request, user: User, id: str, typed: _Typed) -> Respons
         bars=_bars(per_day), asked=sum(number for _, number in per_day), most=max(number for _, number in per_day), days=DAYS,
         saved=request.query_params.get("saved", ""), class_id=id,
         code_until=await asyncio.to_thread(box.accounts.class_codes.until, id),
+        by_code=await asyncio.to_thread(box.accounts.class_codes.here, id),
     )  # fmt: skip
 
 

@@ -70,7 +70,8 @@ async def names(request: Request) -> Response:
     try:
         if not pupil:
             return await _by_class(request, None, code, await asyncio.to_thread(codes.roll, code, auth.source(request)))
-        token = await asyncio.to_thread(codes.sign_in, code, pupil, auth.source(request), auth.about(request))
+        mine = auth.token(request)
+        token = await asyncio.to_thread(codes.sign_in, code, pupil, auth.source(request), auth.about(request), mine)
         await asyncio.to_thread(auth.box(request).audit.note, "sign in by class code", pupil, {}, actor=pupil)
     except ApplianceError as error:
         return await _by_class(request, error, code)
@@ -106,3 +107,15 @@ async def end_code(request: Request, id: str) -> Response:
     pupils = await asyncio.to_thread(box.accounts.class_codes.end, id)
     await asyncio.to_thread(box.audit.note, "class code ended", id, {"pupils": len(pupils)}, actor=user.id)
     return RedirectResponse(f"/classes/{id}", 303)
+
+
+@router.post("/classes/{id}/code/{person}/free")
+async def free_name(request: Request, id: str, person: str) -> Response:
+    """Whoever is in under this pupil's name by the code is out, and it can be picked again."""
+    user = await auth.person(request)
+    await auth.form(request)
+    box = auth.box(request)
+    box.accounts.require(user, "change", "class", id)
+    await asyncio.to_thread(box.accounts.class_codes.out, id, person)
+    await asyncio.to_thread(box.audit.note, "class name freed", id, {"pupil": person[:64]}, actor=user.id)
+    return RedirectResponse(f"/classes/{id}#class-code", 303)

@@ -104,6 +104,7 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/class"): Row(NOBODY, form={"code": "XXXX-XXXX"}),
     ("POST", "/classes/{id}/code"): Row(TEACH, at={"id": "class"}, form={"hours": "2"}),
     ("POST", "/classes/{id}/code/end"): Row(TEACH, at={"id": "class"}),
+    ("POST", "/classes/{id}/code/{person}/free"): Row(TEACH, at={"id": "class", "person": "pupil"}),
     # oneself
     ("GET", "/me"): Row(INSIDE),
     ("POST", "/me"): Row(INSIDE, form={"chosen": "fr"}),

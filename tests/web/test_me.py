@@ -245,6 +245,30 @@ async def test_a_pupil_comes_in_by_the_class(box: Any, app: FastAPI, lesson: Any
     ]  # fmt: skip
 
 
+async def test_a_name_that_is_taken_needs_the_teacher(box: Any, app: FastAPI, lesson: Any) -> None:
+    code = box.accounts.class_codes.make(lesson.id)
+    id = next(one.id for one in box.people.list() if one.name == "mia")
+    async with browser(app) as ann, browser(app) as first, browser(app) as mia:
+        await sign_in(ann, "Ann", PASSWORD)
+        assert "In by the code" not in (await ann.get(f"/classes/{lesson.id}")).text
+        form = {"csrf": await csrf(first, "/class"), "code": code, "pupil": id}
+        assert (await first.post("/class", data=form)).headers["location"] == "/chat"
+        form = {"csrf": await csrf(mia, "/class"), "code": code, "pupil": id}
+        reply = await mia.post("/class", data=form)
+        assert reply.status_code == 409 and "tell your teacher" in reply.text and "session" not in mia.cookies
+        page = (await ann.get(f"/classes/{lesson.id}")).text
+        assert "somebody else wanted to sign in as Mia &lt;b&gt;" in page
+        free = re.findall(r'action="(/classes/\w+/code/\w+/free)"', page)
+        assert free == [f"/classes/{lesson.id}/code/{id}/free"]
+        assert (await ann.post(free[0])).headers["location"] == f"/classes/{lesson.id}#class-code"
+        assert (await first.get("/chat")).headers["location"] == "/", "whoever had it is out"
+        assert "somebody else wanted" not in (await ann.get(f"/classes/{lesson.id}")).text
+        assert (await mia.post("/class", data=form)).headers["location"] == "/chat"
+        form = {"csrf": await csrf(mia, "/me"), "code": code, "pupil": id}
+        assert (await mia.post("/class", data=form)).headers["location"] == "/chat", "once more in the same browser"
+    assert "class name freed" in [row.verb for row in box.audit.entries()]
+
+
 async def test_only_who_teaches_a_class_makes_its_code(box: Any, app: FastAPI, lesson: Any) -> None:
     box.people.add("Ben", TEACHER, password=PASSWORD)
     box.people.add("Sam", SAFEGUARDING, password=PASSWORD)
