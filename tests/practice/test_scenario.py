@@ -167,7 +167,7 @@ def _too_many(one: Facts) -> None:
         (_below_its_scale, "below of event 2 has to be a whole number from 0 to 4"),
         (_when_and_at, "event 1 needs either `at` or `when`"),
         (_too_great_a_change, "change of event 1 may have whole numbers from -4 to 4"),
-        (_half_a_character, "title has to be text"),
+        (_half_a_character, "title has characters that cannot be shown"),
         (_name_of_two_lines, "name of pupil 2 has to be one line"),
         (_too_many, f"events has more than {MOST} entries"),
     ],
