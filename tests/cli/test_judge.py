@@ -57,8 +57,8 @@ def fresh(home: Path) -> Iterator[Path]:
     yield home
 
 
-def run(home: Path, *arguments: object, given: str = "") -> Result:
-    environment = {"APPLIANCE_GATE_SECONDS": "3", "APPLIANCE_ANSWER_TOKENS": "16"}
+def run(home: Path, *arguments: object, given: str = "", seconds: int = 3) -> Result:
+    environment = {"APPLIANCE_GATE_SECONDS": str(seconds), "APPLIANCE_ANSWER_TOKENS": "16"}
     words = ["--home", str(home), "models", *map(str, arguments)]
     return CliRunner().invoke(group, words, input=given, env=environment, standalone_mode=False)
 
@@ -162,7 +162,8 @@ def test_a_model_is_judged_by_what_its_own_run_held_back(home: Path, tmp_path: P
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "model.gguf").write_bytes((registry.folder("small") / "model.gguf").read_bytes())
     registry.add(tmp_path / "made", id="own", kind="base", title="own", licence="MIT", context=1024, dataset=data.digest)
-    done = run(home, "evaluate", "own", "--against", "large", "--json")
+    # Long enough for each set's fewest items on a busy machine too.
+    done = run(home, "evaluate", "own", "--against", "large", "--json", seconds=12)
     found = json.loads(done.stdout)
     assert 5 <= found["report"]["sets"]["new"]["n"] <= len(data.held_out)
     assert "judged by the project's" not in done.stderr
