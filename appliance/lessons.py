@@ -18,7 +18,7 @@ from appliance import teaching
 from appliance.accounts import PUPIL
 from appliance.classes import HELP_LEVELS, Classes, SchoolClass
 from appliance.errors import Closed
-from appliance.tables import conversations
+from appliance.tables import conversations, turns
 
 if TYPE_CHECKING:
     from appliance.accounts import User
@@ -100,6 +100,17 @@ class Lessons:
         this = sa.and_(conversations.c.id == conversation, conversations.c.class_id == "")
         with self._database.begin() as connection:
             connection.execute(sa.update(conversations).where(this).values(class_id=lesson.class_id))
+
+    def asked(self, class_id: str, since: float) -> tuple[int, int]:
+        """How many people have asked in a class since then (UTC seconds), and how many questions. Numbers, no words."""
+        counted = (
+            sa.select(sa.func.count(conversations.c.user.distinct()), sa.func.count(turns.c.id))
+            .join(conversations, conversations.c.id == turns.c.conversation)
+            .where(conversations.c.class_id == class_id, turns.c.role == "user", turns.c.created >= since)
+        )
+        with self._database.read() as connection:
+            people, questions = connection.execute(counted).one()
+        return people, questions
 
     def _begun_for(self, conversation: str) -> str:
         with self._database.read() as connection:

@@ -31,7 +31,7 @@ from appliance.accounts.credentials import (
 )
 from appliance.accounts.policy import ADMINISTRATOR, LOCAL, OF_A_CLASS, OWN, SCOPES, TEACHER, User, may
 from appliance.accounts.second_step import SecondStep
-from appliance.accounts.sessions import STEP, STEP_SECONDS, SignedIn, alive, end_sessions, open_session, sessions_of
+from appliance.accounts.sessions import STEP, STEP_SECONDS, SignedIn, alive, end_sessions, open_session, sessions_of, signed_in
 from appliance.accounts.vouched import Vouched, admit
 from appliance.errors import BadInput, Conflict, Forbidden, NotFound, NotSignedIn
 from appliance.tables import (
@@ -298,6 +298,11 @@ class Accounts:
         """Where this person is signed in, newest first; `token` is that of the session that asks."""
         with self._database.read() as connection:
             return sessions_of(connection, user.id, token)
+
+    def signed_in(self, ids: Collection[str]) -> frozenset[str]:
+        """Which of these people (by id) are signed in anywhere."""
+        with self._database.read() as connection:
+            return signed_in(connection, ids)
 
     def end_sessions(self, user: User, but: str = "") -> int:
         """End all of a person's sessions but the one of the token `but`; how many."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -65,6 +66,12 @@ def sessions_of(connection: sa.Connection, user: str, token: str) -> list[Signed
     mine = chosen.where(sessions.c.user == user, sessions.c.kind != STEP, alive()).order_by(sessions.c.created.desc())
     current = digest(token)
     return [SignedIn(r.about, r.kind, r.created, r.expires, r.hash == current) for r in connection.execute(mine)]
+
+
+def signed_in(connection: sa.Connection, ids: Collection[str]) -> frozenset[str]:
+    """Which of these people have a session that has not ended."""
+    chosen = sa.select(sessions.c.user).outerjoin(classes, classes.c.id == sessions.c.class_id)
+    return frozenset(connection.scalars(chosen.where(sessions.c.user.in_(sorted(ids)), sessions.c.kind != STEP, alive())))
 
 
 def end_sessions(connection: sa.Connection, user: str, but: str = "") -> int:

@@ -49,6 +49,11 @@ async def _checks(request: Request) -> Any:
     return await doctor.checks(box.settings, box.database, box.pool, box.jobs, box.people)
 
 
+def _plain(value: Any) -> Any:
+    """A list as people write one."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
 @router.get("/admin/settings")
 async def settings(request: Request) -> Response:
     """Every setting with its value, what it is by itself, and what it does; one that is secret is not shown."""
@@ -59,7 +64,7 @@ async def settings(request: Request) -> Response:
     rows = [
         {
             "name": name,
-            "value": "" if _secret(usual[name]) else values[name],
+            "value": "" if _secret(usual[name]) else _plain(values[name]),
             "changed": not usual[name].is_required()
             and usual[name].get_default(call_default_factory=True) != getattr(now, name),
             "help": usual[name].description,

@@ -90,6 +90,8 @@ async def session(request: Request) -> Session | None:
     if not hasattr(request.state, "session"):
         token = request.cookies.get(_cookie(request, "session"), "")
         request.state.session = await asyncio.to_thread(box(request).accounts.session, token) if token else None
+        if request.state.session is not None:
+            request.app.state.presence.saw(request.state.session.user.id)
     found: Session | None = request.state.session
     return found
 
@@ -114,6 +116,8 @@ def still(request: Request, user: User) -> Callable[[], Awaitable[bool]]:
 
     async def good() -> bool:
         if await asyncio.to_thread(accounts.key if key else accounts.session, key or cookie) is not None:
+            if not key:
+                request.app.state.presence.saw(user.id)
             return True
         if not key:
             await box(request).chat.leave(user)

@@ -15,7 +15,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from appliance import teaching
 from appliance.accounts import PUPIL, User
@@ -24,7 +24,7 @@ from appliance.knowledge.shelves import Filter
 from appliance.web import auth, show
 
 if TYPE_CHECKING:
-    from appliance.classes import SchoolClass
+    from appliance.classes import Member, SchoolClass
 
 router = APIRouter()
 
@@ -121,8 +121,37 @@ async def _page(request: Request, user: User, id: str, typed: _Typed) -> Respons
         bars=_bars(per_day), asked=sum(number for _, number in per_day), most=max(number for _, number in per_day), days=DAYS,
         saved=request.query_params.get("saved", ""), class_id=id,
         code_until=await asyncio.to_thread(box.accounts.class_codes.until, id),
-        by_code=await asyncio.to_thread(box.accounts.class_codes.here, id),
+        by_code=await asyncio.to_thread(box.accounts.class_codes.here, id), now=await _now(request, found, members),
     )  # fmt: skip
+
+
+@router.get("/classes/{id}/here")
+async def who_is_here(request: Request, id: str) -> Response:
+    """The part of the class's page that says who is here now, as its script asks for it again; empty outside a lesson."""
+    await _class(request, id, "read")
+    found = await asyncio.to_thread(auth.box(request).classes.get, id)
+    members = await asyncio.to_thread(auth.box(request).classes.members, id)
+    return HTMLResponse(show.render(request, "here.html", now=await _now(request, found, members)))
+
+
+async def _now(request: Request, found: SchoolClass, members: Sequence[Member]) -> dict[str, Any] | None:
+    """Which pupils are signed in and were seen lately, and how much was asked since the lesson began; None outside one."""
+    box = auth.box(request)
+    if found.archived or not found.is_open() or found.exam:
+        return None
+    pupils = {one.id: one.full_name or one.name for one in members if one.part == "pupil" and not one.disabled}
+    seen = request.app.state.presence.of(pupils)
+    here = seen & await asyncio.to_thread(box.accounts.signed_in, seen)
+    asked, questions = await asyncio.to_thread(box.chat.lessons.asked, found.id, await asyncio.to_thread(_began, box, found.id))
+    names = sorted((pupils[id] for id in here), key=str.casefold)
+    return {"names": names, "pupils": len(pupils), "asked": asked, "questions": questions}
+
+
+def _began(box: Any, id: str) -> float:
+    """When the class was last opened, as the record has it; this morning where nobody ever did."""
+    opened = [entry.at for entry in box.audit.entries(thing=id) if entry.verb == "open class"]
+    today = time.localtime()
+    return opened[-1] if opened else time.mktime((today.tm_year, today.tm_mon, today.tm_mday, 0, 0, 0, 0, 0, -1))
 
 
 @router.post("/classes/{id}")

@@ -57,6 +57,25 @@ def _copy(say: Any) -> str:
     return str(say("The box keeps trying; copy what you need before you leave this page."))
 
 
-def notices(say: Any) -> list[str]:
-    """What `chat` itself says above an answer, for whoever translates it."""
-    return [say("This chat has grown long: the assistant no longer sees its first messages.")]
+def from_elsewhere(say: Any) -> list[str]:
+    """What others say that many people meet, for whoever translates it: it is looked up as it stands."""
+    return [
+        say("This chat has grown long: the assistant no longer sees its first messages."),
+        say("You are not signed in, or your sign-in has ended."),
+        say("Sign in again; what you typed is kept."),
+        say("This form is too old or did not come from this page."),
+        say("Load the page again, then send it once more."),
+        say("There is no such page here."),
+        say("Start again from the first page."),
+        say("There is no such chat here."),
+        say("There is no such class here."),
+        say("It may have been deleted."),
+        say("Your password was made by somebody else."),
+        say("Choose one of your own first, under /me/password."),
+        say("Something in the box went wrong."),
+        say("Try again; if it stays, tell the administrator."),
+        say("The last answer in this chat is not finished."),
+        say("Wait for it, or press Stop."),
+        say("You have several answers under way."),
+        say("Wait until one of them is finished."),
+    ]

@@ -47,6 +47,7 @@ from appliance.web import (
     talks,
     uploads,
 )  # fmt: skip
+from appliance.web.presence import Presence
 from appliance.web.static_files import CompressedFiles
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def create_app(appliance: Appliance) -> FastAPI:
         exception_handlers={ApplianceError: _on_fault, HTTPException: _on_http_fault, RequestValidationError: _on_bad_path},
     )
     app.state.appliance = appliance
+    app.state.presence = Presence()
     app.mount("/static", CompressedFiles(directory=Path(__file__).parent / "static"), name="static")
     app.include_router(_status)
     app.include_router(api.router)

@@ -12,6 +12,7 @@ import pytest
 
 from appliance.accounts import Accounts
 from appliance.knowledge.shelves import Reader
+from appliance.web import presence
 from tests.web.conftest import BASE, PASSWORD, csrf
 
 Enter = Callable[[str], Awaitable[httpx.AsyncClient]]
@@ -74,6 +75,41 @@ async def test_a_teacher_makes_a_class_and_teaches_it(school: Any, enter: Enter)
     assert "8C" in (await head.get("/classes")).text, "who may change any class sees all"
     noted = [(row.verb, row.actor) for row in school.audit.entries()]
     assert noted == [("create class", school.accounts.named(name).id) for name in ("brown", "head")]
+
+
+async def test_a_teacher_sees_who_is_here_and_how_many_asked(
+    school: Any, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brown, ann, white = await enter("brown"), await enter("ann"), await enter("white")
+    url = f"/classes/{school.mine.id}"
+    await ann.post("/chat/ask", data={"question": "CANARY, before the lesson?"})
+    await school.chat.leave(school.accounts.named("ann"))
+    assert (await brown.post(f"{url}/open", data={"minutes": "45"})).status_code == 303
+
+    async def told(client: httpx.AsyncClient = brown) -> str:
+        part, page = (await client.get(f"{url}/here")).text, (await client.get(url)).text
+        assert part.strip() in page and "CANARY" not in page and "<html" not in part, "by the script and by a reload alike"
+        return " ".join(part.split())
+
+    first = await told()
+    assert "1 of 2 pupils is signed in now." in first and '<li dir="auto">Ann Abara</li>' in first and "Ben" not in first
+    assert "0 pupils have asked in this lesson, 0 questions in all." in first
+    ben = await enter("ben")
+    for question in ("CANARY, why are leaves green?", "CANARY, and in autumn?"):
+        await ben.post("/chat/ask", data={"question": question})
+        await school.chat.leave(school.accounts.named("ben"))
+    both = await told()
+    assert "2 of 2 pupils are signed in now." in both and "1 pupil has asked in this lesson, 2 questions in all." in both
+    for client in (white, ann):
+        reply = await client.get(f"{url}/here")
+        assert reply.status_code == 404 and "Abara" not in reply.text
+    await ben.post("/sign-out")
+    assert "Ben" not in await told(), "who has signed out is gone at once"
+    monkeypatch.setattr(presence, "SEEN_SECONDS", -1.0)  # as if two minutes had gone by
+    assert "0 of 2 pupils are signed in now." in await told(), "signed in, and not seen for two minutes"
+    monkeypatch.undo()
+    await brown.post(f"{url}/close")
+    assert await told() == "", "there is no lesson"
 
 
 async def test_one_switch_opens_and_closes(school: Any, enter: Enter) -> None:

@@ -141,6 +141,7 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/classes"): Row(MAKERS, form={"name": "9 D"}),
     ("GET", "/classes/archive"): Row(MAKERS),
     ("GET", "/classes/{id}"): Row(TEACH, at={"id": "class"}),
+    ("GET", "/classes/{id}/here"): Row(TEACH, at={"id": "class"}),
     ("POST", "/classes/{id}"): Row(
         TEACH, at={"id": "class"}, form={"name": "7B", "lesson": "Roots", "help_level": "full", "version": "1"}
     ),

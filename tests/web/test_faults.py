@@ -91,3 +91,15 @@ def test_every_kind_of_fault_has_words() -> None:
         assert message.startswith("ES ") and hint.startswith("ES ") and message != nothing[0], code
     older = faults.told({"error": "Stored by an older release.", "hint": ""}, "es")
     assert older == nothing and faults.told({"error": "x", "hint": "y"}, "en") == ("x", "y")
+
+
+async def test_what_many_people_meet_is_told_in_their_language(person: httpx.AsyncClient) -> None:
+    spanish = {"accept-language": "es"}
+    token = person.headers.pop("x-csrf-token")
+    old = await person.post("/chat/ask", data={"question": QUESTION}, headers=spanish)
+    assert "ES This form is too old" in old.text and "ES Send it again" in old.text and "Load the page again" not in old.text
+    gone = await person.get("/chat/nothing", headers=spanish)
+    assert "ES There is no such chat here." in gone.text and "ES It may have been deleted." in gone.text
+    await person.post("/sign-out", data={"csrf": token})
+    ended = await person.post("/chat/ask", data={"question": QUESTION}, headers=spanish)
+    assert "ES You are not signed in" in ended.text and "ES Sign in, in a new tab" in ended.text
