@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,3 +65,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             except AssertionError as error:
                 call.excinfo = pytest.ExceptionInfo.from_exception(error)
             return
+
+
+def pytest_unconfigure() -> None:
+    """llama-cpp-python opens /dev/null twice as it is imported and never closes it, which Python would say at its end."""
+    module = sys.modules.get("llama_cpp._utils")
+    for name in ("outnull_file", "errnull_file"):
+        if module is not None:
+            getattr(module, name).close()
