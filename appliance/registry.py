@@ -22,7 +22,8 @@ from typing import Any, Literal
 from appliance.errors import ApplianceError, BadInput, Conflict, ModelUnavailable, NotFound, from_os_error
 from appliance.files import sha256_of, sync, write_atomically
 
-Kind = Literal["base", "adapter", "merged"]  # merged: tuned here, its adapter worked into a file of its own
+# merged: tuned here, its adapter worked into a file of its own. hosted: on another machine; nothing of it lies here.
+Kind = Literal["base", "adapter", "merged", "hosted"]
 ALIASES = ("champion", "previous")
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # A task, or a task for one subject: "teacher_responder", "teacher_responder/mathematics".
@@ -40,6 +41,8 @@ class Manifest:
     """What is known of one model. `context` in tokens; `dataset` and `recipe` are sha256 digests; `created` UTC seconds.
 
     `starter` marks the small model that comes with the box and everything tuned from it: never to be taken for teaching.
+    `hosted` is what a plugin needs to reach a model elsewhere: {"plugin": its name, "model": what it is called there, ...}; no
+    secret stands in it.
     """
 
     id: str
@@ -55,6 +58,7 @@ class Manifest:
     report: dict[str, Any] | None = None
     starter: bool = False
     created: float = 0.0
+    hosted: dict[str, Any] | None = None
     aliases: tuple[str, ...] = field(default=(), compare=False)
 
     @property
