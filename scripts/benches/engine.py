@@ -342,25 +342,24 @@ def rows(found: dict[str, list[Load]], python: list[Load], seconds: dict[str, fl
 
 
 def write(table: list[Row], threads: int, out: Path, *, keep: bool) -> str:
-    """Write the table; `keep`: among the rows that were there, of which some are new now."""
+    """Write the table, each row with its day; `keep`: among the rows that were there, of which some are new now."""
+    today = str(date.today())
+    told = {row[0]: (*row, today) for row in table}
     if keep and out.is_file():
         lines = [line[2:-2].split(" | ") for line in out.read_text("utf-8").splitlines() if line.startswith("| ")]
-        new = {row[0]: row for row in table}
-        before: list[Row] = [(line[0], line[1], line[2], line[3], line[4]) for line in lines[1:]]
-        known = {row[0] for row in before}
-        table = [new.get(row[0], row) for row in before] + [row for row in table if row[0] not in known]
+        told = {line[0]: tuple(line) for line in lines[1:]} | told
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line.split(":")[1].strip() for line in lines if "model name" in line), "?")
     head = (
-        f"# The engine, measured\n\nMade by `scripts/bench engine` on {date.today()}: {processor}, {threads} threads, "
+        f"# The engine, measured\n\nMade by `scripts/bench engine`: {processor}, {threads} threads, "
         f"{platform.platform()}, llama-cpp-python {version('llama-cpp-python')} and a llama-server built from the same source "
         "(continuous batching, unified cache, 32 places); a Llama of 0.3 billion random weights in Q4_K_M; prompts of about "
         f"200 tokens, answers of {NEW}. The peer is llama-server where nothing else is said.\n\n"
-        "| load | ours | peer | ratio | to reach |\n|---|---|---|---|---|\n"
+        "| load | ours | peer | ratio | to reach | measured |\n|---|---|---|---|---|---|\n"
     )
-    told = head + "".join("| " + " | ".join(row) + " |\n" for row in table)
-    out.write_text(told, "utf-8")
-    return told
+    page = head + "".join("| " + " | ".join(row) + " |\n" for row in told.values())
+    out.write_text(page, "utf-8")
+    return page
 
 
 async def against_peers(model: Path, home: Path, threads: int, quick: bool) -> list[Row]:
