@@ -26,6 +26,7 @@ from appliance.engine.speculation import Lookup
 from appliance.errors import ApplianceError, Busy, ModelUnavailable
 
 STEP_SECONDS = 0.25  # that a step with prompts in it should last, so that the others' words keep coming
+ALONE_SECONDS = 1.0  # that a step of prompts alone should last: who comes or leaves meanwhile waits for its end
 FEWEST_PROMPT = 64  # prompt tokens of a step, however slow the machine is
 TURN_SECONDS = 0.02  # at least, before another adapter goes: to change it costs half a millisecond and more
 GUESSING = 2  # conversations up to which guessing ahead pays
@@ -36,8 +37,10 @@ RARE = 0.37
 class Loop:
     """`begin` starts the thread; `submit` and `cancel` may be called from any other."""
 
-    def __init__(self, llama: Llama, *, slots: int, queue: int, model: str, keep: bool = True, parking: int = 0) -> None:
-        """parking: bytes for what is kept outside the cache."""
+    def __init__(
+        self, llama: Llama, *, slots: int, queue: int, model: str, keep: bool = True, parking: int = 0, reading: float = 500.0
+    ) -> None:
+        """parking: bytes for what is kept outside the cache. reading: prompt tokens a second, as a first guess."""
         self._llama = llama
         self.cache = Cache(llama, keep=keep, parking=parking)
         self._slots = slots
@@ -51,7 +54,7 @@ class Loop:
         self._closing = False
         self._spent: dict[str, float] = {}  # virtual seconds of each adapter
         self._kind, self._took = "", 0.0  # whose turn it is, and its seconds of this turn
-        self._prompt_speed = 500.0  # tokens a second, measured as we go
+        self._prompt_speed = reading  # tokens a second, measured as we go
         self._answer_seconds = 2.0
         self._told = -1  # the queue's version when everybody was last told their place
         self._guessed = self._right = 0  # tokens guessed ahead, and those of them that the model said
@@ -295,7 +298,8 @@ class Loop:
                 job.drafts = self._guess(job) if len(jobs) <= GUESSING else []
                 parts.append((job, [job.answer[-1], *job.drafts]))
         most = BATCH - sum(len(tokens) for _, tokens in parts)
-        room = min(most, max(FEWEST_PROMPT, int(self._prompt_speed * STEP_SECONDS))) if parts else most
+        seconds = STEP_SECONDS if parts else ALONE_SECONDS
+        room = min(most, max(FEWEST_PROMPT, int(self._prompt_speed * seconds)))
         more = room // 2  # where that ends a prompt: scraps take nearly as long as whole pieces
         for job in jobs:
             if job.answering or room <= 0 or not self._ready(job):

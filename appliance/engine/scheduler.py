@@ -113,8 +113,9 @@ class LlamaHandler:
         self._llama = llama
         self._cutter = Cutter(lambda text, control: self._cut(text, control=control), self._mark, llama.joint())
         self._loop = Loop(
-            llama, slots=self.slots, queue=self._queue, model=self.model_id, keep=self._keep, parking=plan.parking
-        )
+            llama, slots=self.slots, queue=self._queue, model=self.model_id, keep=self._keep, parking=plan.parking,
+            reading=plan.reading,
+        )  # fmt: skip
         self._loop.begin()
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:

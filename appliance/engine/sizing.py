@@ -33,6 +33,8 @@ MOST_THREADS = 64
 # cores. A reader is content with PACE tokens a second; who would get less is better told a place in the queue.
 CORE_SPEED = 8.7e9
 PACE = 2.0
+# Weights times prompt tokens that one core works through in a second: 1,000 tokens of that model on those two cores.
+PROMPT_SPEED = 1.47e11
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,14 @@ class Machine:
 class Plan:
     """How to load a model. weights, cell, cache, parking: bytes; `cell` is one token's place in the cache.
 
-    apart: there is memory for every conversation to have cells of its own, which is quicker than a pool. spare: sequences for
-    what has finished. parking: for what is kept outside the cache.
+    reading: prompt tokens a second to expect, until they have been measured: what a batch may hold follows from it. apart:
+    there is memory for every conversation to have cells of its own, which is quicker than a pool. spare: sequences for what
+    has finished. parking: for what is kept outside the cache.
     """
 
     threads: int
     slots: int
+    reading: float
     context: int
     weights: int
     cell: int
@@ -115,7 +119,9 @@ def plan(
     else:
         most = cell * context * (slots + spare)
     parking = max(0, min(cache - most, MOST_PARKED * cell * context)) if keep else 0
-    return Plan(threads or min(machine.cores, MOST_THREADS), slots, context, weights, cell, most, apart, spare, parking)
+    threads = threads or min(machine.cores, MOST_THREADS)
+    reading = min(threads, machine.cores) * PROMPT_SPEED / max(1, facts.parameters)
+    return Plan(threads, slots, reading, context, weights, cell, most, apart, spare, parking)
 
 
 def inspected(path: Path, kind: str) -> GGUFFacts:

@@ -70,6 +70,14 @@ def test_more_machine_is_more_at_once_and_never_more_than_fits(model: Path) -> N
     assert small.slots == sizing.MOST_SLOTS, "a small model serves a whole class at once"
 
 
+def test_a_larger_model_and_fewer_cores_are_expected_to_read_more_slowly(model: Path) -> None:
+    small = write_model(model.with_name("small.gguf"), parameters=300_000_256)
+    slow, fast = plan(model, Machine(16 * GB, 2)), plan(small, Machine(16 * GB, 2))
+    assert 50 < slow.reading < 200 < 800 < fast.reading  # of 3 and of 0.3 billion weights: the second was measured at 1,000
+    assert plan(model, Machine(16 * GB, 8)).reading == pytest.approx(4 * slow.reading)
+    assert plan(model, Machine(16 * GB, 8), threads=2).reading == pytest.approx(slow.reading)
+
+
 def test_what_is_set_is_kept(model: Path) -> None:
     given = plan(model, Machine(16 * GB, 4), threads=3, slots=7, context=1024, cache=GB)
     assert (given.threads, given.slots, given.context) == (3, 7, 1024)

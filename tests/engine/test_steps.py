@@ -87,6 +87,19 @@ async def test_a_long_prompt_never_stalls_anybodys_words(serve: Serve, steps: St
         await asyncio.gather(speaks, return_exceptions=True)
 
 
+async def test_a_slow_machine_reads_in_small_pieces_from_the_first_step_on(
+    serve: Serve, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes or leaves waits for a step's end, and a step of 512 tokens would last half a minute there."""
+    monkeypatch.setattr(sizing, "PROMPT_SPEED", 1.0)
+    monkeypatch.setattr(loop, "ALONE_SECONDS", 0.0)  # however fast this machine turns out to be
+    async with serve() as handler:
+        long = asking("why is it so " * 150, max_tokens=1)
+        await collect(handler, long)
+        assert sum(len(rows) for rows in steps.log) >= await handler.count(long.messages)
+        assert max(len(rows) for rows in steps.log) <= 1.5 * loop.FEWEST_PROMPT
+
+
 # --- who leaves -----------------------------------------------------------------------------------------------------------
 async def nobody(engine: Any) -> bool:
     facts = (await engine.health()).facts
