@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 import tomllib
@@ -29,13 +30,16 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
+from appliance import reading
 from appliance.practice import listening
 from appliance.practice.moves import RULED, detect
+from appliance.tuning.examples import read_examples
 
 DRAWS = 2_000
 MANY = "the phrases worked out on them"
 NEW = "written afterwards, tried once"
 TESTS = ROOT / "tests" / "practice"
+CONTENT = ROOT / "appliance" / "content"
 
 
 # --- the labels of the public sets ----------------------------------------------------------------------------------------
@@ -196,7 +200,29 @@ def answering(lines: list[str]) -> Iterator[list[str]]:
         yield ["finding the moves and what the pupils do (to be under 50 ms), median and 99th of 100", timed(turn, lines)]
 
 
-# Reading level of answers: rows of another part join here.
+# --- reading level -----------------------------------------------------------------------------------------------------------
+def levels() -> Iterator[list[str]]:
+    """The written texts of the product that a pupil of a known grade reads, and how many lie in that grade's band."""
+    texts: dict[str, list[tuple[str, str]]] = {"lessons in the library": [], "turns of tutors in the examples": []}
+    for path in sorted((CONTENT / "documents").glob("*.md")):
+        text = path.read_text("utf-8")
+        if grades := re.search(r"grades \d+-(\d+)", text):
+            texts["lessons in the library"].append((text, grades[1]))
+    for example in read_examples(CONTENT / "examples"):
+        said = [(one.content, example.grade) for one in example.messages if one.role == "assistant"]
+        texts["turns of tutors in the examples"] += said
+    for name, found in texts.items():
+        facts = [one for text, grade in found if (one := reading.facts(text, grade))]
+        inside, hard = sum(bool(one["inside"]) for one in facts), sum(bool(one["hard"]) for one in facts)
+        yield [
+            name,
+            str(len(facts)),
+            f"{inside} ({100 * inside / len(facts):.0f} %)",
+            str(hard),
+            str(len(facts) - inside - hard),
+        ]
+
+
 def report(found: dict[str, Any]) -> str:
     head = ["label", "held-out rows", "macro-F1", "95 % interval", "bag of words", "interval above it", "more than it (95 %)"]
     sets = []
@@ -220,6 +246,12 @@ def report(found: dict[str, Any]) -> str:
         + "\nA pause counts from 3 seconds on and is not judged by words. Before the phrases were widened, an earlier set of\n"
         "such new sentences (8 + 8 a move) gave precision 0.84 and recall 0.67; it stands among the known ones now.\n",
         table("Cost", ["what", "measured"], found["cost"]),
+        table(
+            "Reading level of the written texts (80 % or more are to be inside the band of their grade)",
+            ["texts", "measured", "inside", "too hard", "easier than the band"],
+            found["reading"],
+        )
+        + "\nTexts of twenty words and more. What a model answers a pupil is measured so too, and kept with the answer.\n",
     ]
     return "\n".join(parts)
 
@@ -231,7 +263,7 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.data / "teaching-moves").is_dir():
         raise SystemExit(f"Error: {options.data} holds no teaching-moves.\nTry: scripts/bench practice --data FOLDER")
-    found = {"cost": list(cost()), "moves": list(written()), "labels": list(labelled(options.data))}
+    found = {"cost": list(cost()), "reading": list(levels()), "moves": list(written()), "labels": list(labelled(options.data))}
     text = report(found)
     Path(__file__).with_suffix(".md").write_text(text)
     print(json.dumps(found, indent=2) if options.json else text)
