@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
@@ -18,9 +19,11 @@ from appliance.accounts import User
 from appliance.errors import ApplianceError, NotFound
 from appliance.practice import portfolio, progress
 from appliance.practice.exchange import MOVES
-from appliance.web import auth, export, show
+from appliance.web import auth, export, show, words
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from appliance.practice.lesson import Rehearsal
     from appliance.practice.rehearsals import Rehearsals
 
@@ -168,7 +171,11 @@ async def progress_page(request: Request, user: User, owner: str, name: str = ""
 async def keep_copy(request: Request, kind: str) -> Response:
     """All of one's finished lessons as a file."""
     user = await staff(request)
-    writers = {"md": (portfolio.markdown, "text/markdown"), "json": (portfolio.as_json, "application/json")}
+    say = words.catalogue(show.language_of(request)).gettext
+    writers: dict[str, tuple[Callable[[Any], str], str]] = {
+        "md": (partial(portfolio.markdown, say=say), "text/markdown"),
+        "json": (portfolio.as_json, "application/json"),
+    }
     if kind not in writers:
         raise NotFound("A copy is kept as text or as data.", "Choose one of the two.")
     write, media = writers[kind]
