@@ -43,6 +43,7 @@ from appliance.practice.wording import Wording
 from appliance.registry import Manifest, Registry
 from appliance.safeguarding import Safeguarding
 from appliance.settings import Settings
+from appliance.standards import Standards
 from appliance.supervisor import end
 from appliance.tuning.giving import Giving
 
@@ -76,6 +77,7 @@ class Appliance:
         self.people = People(self.database)
         self.classes = Classes(self.database)
         self.scenes = Scenes(self.database, self.accounts, self.audit)
+        self.standards = Standards(self.database, self.accounts, self.audit)
         self.jobs = Jobs(self.database, settings)
         self.safeguarding = Safeguarding(self.database, self.audit)
         self.chat = Chat(

@@ -434,7 +434,8 @@ def _lineage(report: Report, facts: Facts) -> Markup:
         rows.append(
             ("Conversations", f"{card.get('train', '?')} to learn from, {card.get('held_out', '?')} held back to judge")
         )
-    for key, title in (("subject", "Subjects"), ("source", "Sources"), ("licence", "Licences of the data")):
+    origins = {"subject": "Subjects", "standard": "Standards", "source": "Sources", "licence": "Licences of the data"}
+    for key, title in origins.items():
         if isinstance(card.get(key), dict):
             rows.append((title, ", ".join(f"{name} ({count})" for name, count in list(card[key].items())[:ROWS_SHOWN])))
     if isinstance(card.get("redactions"), dict) and card["redactions"]:

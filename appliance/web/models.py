@@ -7,6 +7,7 @@ is `app.promote`, which asks the gate; a retraining is a job. Rights are decided
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -18,6 +19,8 @@ from appliance.tuning.evaluate import Report
 from appliance.web import auth, show
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from appliance.accounts import User
 
 router = APIRouter()
@@ -68,14 +71,23 @@ def _report(manifest: Any) -> Report | None:
 
 @router.get("/admin/models/{id}/report")
 async def report(request: Request, id: str) -> Response:
-    await _enter(request, "read")
+    user = await _enter(request, "read")
     box = auth.box(request)
     found = _report(await asyncio.to_thread(box.registry.get, id))
     if found is None:
         raise NotFound("This model has no report.", "It was not judged on this box.")
     facts = await asyncio.to_thread(report_page.gather, box.settings, id)
+    facts = replace(facts, dataset=await asyncio.to_thread(_with_standards, box, user, facts.dataset))
     html = await asyncio.to_thread(lambda: report_page.page(found, facts=facts))
     return HTMLResponse(html, headers={"content-security-policy": REPORT_POLICY})
+
+
+def _with_standards(box: Any, user: User, card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A dataset's card, and how many of its rows are about each of the curriculum's standards."""
+    rows = card.get("rows")
+    ids = [str(id) for part in rows.values() if isinstance(part, list) for id in part] if isinstance(rows, dict) else []
+    counted = box.standards.among(user, ids)
+    return {**card, "standard": dict(counted)} if counted else card
 
 
 @router.post("/admin/models/{id}/promote")

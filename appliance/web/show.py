@@ -40,7 +40,7 @@ class Room:
 # Where it is, what it is called, who may enter, and which other addresses belong to it.
 ROOMS: list[tuple[str, str, tuple[str, str], tuple[str, ...]]] = [
     ("/chat", "Chat", ("ask", "chat"), ()),
-    ("/classes", "Classes", ("create", "class"), ()),
+    ("/classes", "Classes", ("create", "class"), ("/standards",)),
     ("/practice", "Practice", ("practise", "lesson"), ()),
     ("/library", "Library", ("read", "library"), ("/document", "/passage")),
     ("/review", "Review", ("review", "example"), ()),

@@ -124,12 +124,12 @@ async def ask(request: Request) -> Response:
 
 @router.post("/chat/again/{turn}")
 async def again(request: Request, turn: str) -> Response:
-    """Another answer to the same question, beside the one that is there."""
+    """Another answer to the same question, beside the one that is there; with `simpler` one that is easier to read."""
     user = await auth.person(request)
-    await auth.form(request)
+    simpler = bool(auth.text(await auth.form(request), "simpler"))
     box = auth.box(request)
     try:
-        ids = (await box.chat.again(user, turn)).data
+        ids = (await box.chat.again(user, turn, simpler=simpler)).data
     except ApplianceError as error:
         if not _plain(request) or isinstance(error, NotFound):
             raise

@@ -8,7 +8,9 @@ moves are those of `tests/practice`.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import re
 import sys
 import time
 import tomllib
@@ -29,13 +31,18 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
+from appliance import reading
+from appliance.lessons import Lesson
 from appliance.practice import listening
 from appliance.practice.moves import RULED, detect
+from appliance.settings import Settings
+from appliance.tuning.examples import read_examples
 
 DRAWS = 2_000
 MANY = "the phrases worked out on them"
 NEW = "written afterwards, tried once"
 TESTS = ROOT / "tests" / "practice"
+CONTENT = ROOT / "appliance" / "content"
 
 
 # --- the labels of the public sets ----------------------------------------------------------------------------------------
@@ -196,7 +203,49 @@ def answering(lines: list[str]) -> Iterator[list[str]]:
         yield ["finding the moves and what the pupils do (to be under 50 ms), median and 99th of 100", timed(turn, lines)]
 
 
-# Reading level of answers: rows of another part join here.
+# --- reading level -----------------------------------------------------------------------------------------------------------
+def levels(home: Path | None) -> Iterator[list[str]]:
+    """Texts that a pupil of a known grade reads, and how many lie in that grade's band: the product's own, and a model's."""
+    texts: dict[str, list[tuple[str, str]]] = {"lessons in the library": [], "turns of tutors in the examples": []}
+    for path in sorted((CONTENT / "documents").glob("*.md")):
+        text = path.read_text("utf-8")
+        if grades := re.search(r"grades \d+-(\d+)", text):
+            texts["lessons in the library"].append((text, grades[1]))
+    for example in read_examples(CONTENT / "examples"):
+        said = [(one.content, example.grade) for one in example.messages if one.role == "assistant"]
+        texts["turns of tutors in the examples"] += said
+    if home is not None:
+        name, answers = asyncio.run(answered(home))
+        texts[f"answers of {name}"] = answers
+    for name, found in texts.items():
+        facts = [one for text, grade in found if (one := reading.facts(text, grade))]
+        if not facts:
+            yield [name, "0", "-", "-", "-"]
+            continue
+        inside, hard = sum(bool(one["inside"]) for one in facts), sum(bool(one["hard"]) for one in facts)
+        rest = len(facts) - inside - hard
+        yield [name, str(len(facts)), f"{inside} ({100 * inside / len(facts):.0f} %)", str(hard), str(rest)]
+
+
+async def answered(home: Path) -> tuple[str, list[tuple[str, str]]]:
+    """The model that serves there, and what it answers to the gate's questions of how hard it writes, each for its grade."""
+    from appliance.app import Appliance
+
+    box = Appliance.open(Settings(home=home))
+    questions = [json.loads(line) for line in (CONTENT / "evaluation" / "reading.jsonl").read_text("utf-8").splitlines()]
+    try:
+        async with box.running_engine(print):
+            me, found = box.accounts.local_administrator(), []
+            for one in questions:
+                lesson = Lesson(subject=one["subject"], grade=str(one["grade"]), help_level="full")
+                facts = await box.chat.ask(me, one["question"], lesson=lesson, collections=())
+                found.append((facts["answer"], lesson.grade))
+            return str(facts["model"]), found
+    finally:
+        await box.chat.close()
+        await box.close()
+
+
 def report(found: dict[str, Any]) -> str:
     head = ["label", "held-out rows", "macro-F1", "95 % interval", "bag of words", "interval above it", "more than it (95 %)"]
     sets = []
@@ -220,6 +269,12 @@ def report(found: dict[str, Any]) -> str:
         + "\nA pause counts from 3 seconds on and is not judged by words. Before the phrases were widened, an earlier set of\n"
         "such new sentences (8 + 8 a move) gave precision 0.84 and recall 0.67; it stands among the known ones now.\n",
         table("Cost", ["what", "measured"], found["cost"]),
+        table(
+            "Reading level of the written texts (80 % or more are to be inside the band of their grade)",
+            ["texts", "measured", "inside", "too hard", "easier than the band"],
+            found["reading"],
+        )
+        + "\nTexts of twenty words and more. What a model answers a pupil is measured so too, and kept with the answer.\n",
     ]
     return "\n".join(parts)
 
@@ -228,10 +283,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--data", type=Path, default=SHARED, help="folder with teaching-moves/")
+    parser.add_argument("--home", type=Path, help="a box whose model answers questions of every grade, for its reading level")
     options = parser.parse_args()
     if not (options.data / "teaching-moves").is_dir():
         raise SystemExit(f"Error: {options.data} holds no teaching-moves.\nTry: scripts/bench practice --data FOLDER")
-    found = {"cost": list(cost()), "moves": list(written()), "labels": list(labelled(options.data))}
+    found = {
+        "cost": list(cost()),
+        "reading": list(levels(options.home)),
+        "moves": list(written()),
+        "labels": list(labelled(options.data)),
+    }
     text = report(found)
     Path(__file__).with_suffix(".md").write_text(text)
     print(json.dumps(found, indent=2) if options.json else text)

@@ -37,6 +37,7 @@ from appliance.practice.wording import Wording
 from appliance.registry import Registry
 from appliance.safeguarding import Safeguarding
 from appliance.settings import Settings
+from appliance.standards import Standards
 from appliance.tuning.giving import Giving
 
 LEAVES = (
@@ -196,7 +197,8 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     return SimpleNamespace(
         settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry,
         people=People(database), classes=Classes(database), audit=audit, feedback=feedback, safeguarding=safeguarding,
-        oidc=oidc, scenes=scenes, rehearsals=Rehearsals(database, accounts, scenes, mentors, wording),
+        oidc=oidc, scenes=scenes, standards=Standards(database, accounts, audit),
+        rehearsals=Rehearsals(database, accounts, scenes, mentors, wording),
         jobs=Jobs(database, settings), promote=_nothing_to_serve, rollback=_nothing_to_serve, retraining_plan=list,
     )  # fmt: skip
 

@@ -205,6 +205,11 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/practice/mentors"): Row(STAFF, form={"name": ""}, status=400),
     ("POST", "/practice/mentors/end"): Row(BROWN | LEAD, form={"owner": "{brown id}", "mentor": "{lead id}"}),
     ("GET", "/practice/shared/{owner}"): Row(LEAD, at={"owner": "brown id"}),
+    # curriculum standards
+    ("GET", "/standards"): Row(STAFF),
+    ("POST", "/standards"): Row(HEAD, status=400),
+    ("GET", "/standards/file"): Row(STAFF),
+    ("POST", "/standards/tag"): Row(TEACH, form={"kind": "class", "thing": "{class}", "code": "S.7", "undo": "1"}),
     # the box
     ("GET", "/admin"): Row(HEAD),
     ("GET", "/admin/health"): Row(HEAD),
