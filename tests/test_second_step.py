@@ -178,6 +178,18 @@ def test_turning_it_off(accounts: Accounts, ann: Person, phone: Phone) -> None:
         accounts.second_step.turn_off("nobody")
 
 
+def test_turning_it_on_or_off_ends_every_session_but_the_one_that_asks(accounts: Accounts, ann: Person) -> None:
+    step, secret = accounts.second_step, accounts.second_step.new_secret()
+    mine, other = (accounts.sign_in("Ann", PASSWORD, "a")[0] for _ in range(2))
+    step.turn_on(ann.id, secret, pyotp.TOTP(secret).now(), mine)
+    assert accounts.session(mine) and accounts.session(other) is None
+    waiting, other = accounts.sign_in("Ann", PASSWORD, "a")[0], accounts.renew(ann.id)
+    step.turn_off(ann.id, mine)
+    assert accounts.session(mine) and accounts.session(other) is None and not step.waits(waiting)
+    step.turn_off(ann.id)  # by somebody else: the phone is lost
+    assert accounts.session(mine) is None
+
+
 @pytest.mark.parametrize("secret", ["", "x", "A" * 31, "a" * 32, "A" * 33, "1" * 32, "é" * 32])
 def test_odd_secrets_are_refused(accounts: Accounts, ann: Person, secret: str) -> None:
     for code in ("", "123456", "٣٤٥٦٧٨", "x" * 5000):

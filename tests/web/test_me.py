@@ -194,6 +194,27 @@ async def test_signing_in_with_the_second_step(box: Any, app: FastAPI, person: h
     assert "9 recovery codes are left" in (await person.get("/me/second-step")).text
 
 
+async def test_the_second_step_signs_one_out_everywhere_else(box: Any, app: FastAPI, person: httpx.AsyncClient) -> None:
+    async with browser(app) as other:
+        await sign_in(other, NAME, PASSWORD)
+        page = (await person.get("/me/second-step")).text
+        assert "Turning it on signs you out everywhere else." in page
+        secret = re.findall(r'name="secret" value="([A-Z2-7]{32})"', page)[0]
+        form = {"secret": secret, "code": pyotp.TOTP(secret).now(), "password": "not mine"}
+        assert (await person.post("/me/second-step", data=form)).status_code == 401
+        assert (await other.get("/me")).status_code == 200, "nothing has happened yet"
+        page = (await person.post("/me/second-step", data={**form, "password": PASSWORD})).text
+        assert "The second step is on. You are signed out everywhere else." in page
+        assert (await other.get("/chat")).headers["location"] == "/" and (await person.get("/chat")).status_code == 200
+        other.cookies.set("session", box.accounts.renew(box.accounts.named(NAME).id), domain="localhost.local")
+        assert (await other.get("/me")).status_code == 200
+        page = (await person.post("/me/second-step/codes", data={"password": PASSWORD})).text
+        assert "signed out" not in page and (await other.get("/me")).status_code == 200
+        reply = await person.post("/me/second-step/off", data={"password": PASSWORD})
+        assert "You are signed out everywhere else." in (await person.get(reply.headers["location"])).text
+        assert (await other.get("/chat")).headers["location"] == "/"
+
+
 async def test_turning_the_second_step_off(box: Any, person: httpx.AsyncClient) -> None:
     await second_step_on(box, person)
     for path in ("/me/second-step/off", "/me/second-step/codes"):
@@ -202,7 +223,7 @@ async def test_turning_the_second_step_off(box: Any, person: httpx.AsyncClient) 
     assert page.count('<li class="code">') == 10
     assert (await person.post("/me/second-step/off", data={"password": PASSWORD})).headers["location"] == "/me?done=off"
     assert not box.people.list()[0].totp
-    assert [row.verb for row in box.audit.entries()] == ["second step on", "second step off"]
+    assert [row.verb for row in box.audit.entries()] == ["second step on", "second step codes", "second step off"]
 
 
 # --- a class's code --------------------------------------------------------------------------------------------------
