@@ -26,7 +26,8 @@ from appliance.conversations import Conversations, Turn, talk
 from appliance.coverage import Sources, shorten
 from appliance.engine.handler import Message, Request
 from appliance.errors import ApplianceError, BadInput, Closed, ModelUnavailable, TooLarge, UsedUp
-from appliance.fence import Fence, secret_of
+from appliance.fence import Fence
+from appliance.files import kept_secret
 from appliance.guarding import Guard
 from appliance.knowledge import suspicion
 from appliance.knowledge.follow_ups import to_search
@@ -173,7 +174,7 @@ class Chat:
         if context > 0:
             limit = min(limit, max(16, context // 2))
         if self._fence is None:
-            self._fence = Fence(await asyncio.to_thread(secret_of, self._settings.fence), suspicion.suspicious)
+            self._fence = Fence(await asyncio.to_thread(kept_secret, self._settings.fence), suspicion.suspicious)
         count = partial(self._pool.count, task=task, model=model)
         room = context - limit if context > 0 else 10**9
         served = await asyncio.to_thread(self.programs.module, module, subject or "", grade or "")

@@ -289,6 +289,11 @@ class Settings(BaseSettings):
         return self.home / "fence.secret"
 
     @property
+    def devices(self) -> Path:
+        """The secret by which browsers show that somebody has signed in there before."""
+        return self.home / "devices.secret"
+
+    @property
     def checks(self) -> Path:
         """How well the search did, check after check."""
         return self.home / "checks.jsonl"

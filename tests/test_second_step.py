@@ -354,12 +354,22 @@ def test_guessing_a_code_is_slowed_down_and_right_ones_are_not_counted(
         if number == 50:
             assert accounts.class_codes.roll(code, "the school's one address"), "a right one does not reset the count"
     assert 55 <= answers.count("not_signed_in") <= 63
-    with pytest.raises(Busy):
+    with pytest.raises(Busy) as caught:
         accounts.class_codes.roll(code, "the school's one address")
+    assert caught.value.retry_after <= 10, "a prank holds the class up for moments, not for the lesson"
     assert accounts.class_codes.roll(code, "another room")
     with database.begin() as connection:
         connection.execute(sa.update(attempts).values(last=attempts.c.last - 60))
     assert accounts.class_codes.roll(code, "the school's one address")
+
+
+def test_a_clock_set_back_a_year_gives_no_code_a_year(accounts: Accounts, lesson: SchoolClass, database: Database) -> None:
+    code = accounts.class_codes.make(lesson.id)
+    close(database, lesson, code_until=time.time() + 365 * 86400)
+    with pytest.raises(NotSignedIn):
+        accounts.class_codes.roll(code, "a")
+    assert not accounts.class_codes.in_use() and accounts.class_codes.until(lesson.id) is None
+    assert accounts.class_codes.roll(accounts.class_codes.make(lesson.id, hours=12), "a").pupils
 
 
 @pytest.mark.parametrize("code", ["", "-", "x" * 5000, "\ud800", "' OR 1=1"])

@@ -21,14 +21,14 @@ from appliance.accounts.credentials import (
     Passwords,
     as_code,
     clean_name,
-    count_attempt,
     digest,
     digest_of_code,
-    forgive,
     new_code,
     normal,
     strong,
 )
+from appliance.accounts.devices import Devices, forgive_all, limits
+from appliance.accounts.guessing import count, count_attempt, forgive
 from appliance.accounts.policy import ADMINISTRATOR, LOCAL, OF_A_CLASS, OWN, SCOPES, TEACHER, User, may
 from appliance.accounts.second_step import SecondStep
 from appliance.accounts.sessions import STEP, STEP_SECONDS, SignedIn, alive, end_sessions, open_session, sessions_of, signed_in
@@ -105,6 +105,7 @@ class Accounts:
         self.second_step = SecondStep(database, settings)
         self.class_codes = ClassCodes(database)
         self.confirming = Confirming(database, directory)
+        self.devices = Devices(settings)
 
     # --- policy ------------------------------------------------------------------------------------------------------
     def can(self, user: User | None, verb: str, thing: str, owner: str | None = None) -> bool:
@@ -213,21 +214,23 @@ class Accounts:
         return user
 
     # --- sign-in -----------------------------------------------------------------------------------------------------
-    def sign_in(self, name: str, password: str, source: str, about: str = "") -> tuple[str, User]:
-        """A new session's token and its user. `source` is where the attempt came from, an address; `about` the browser.
+    def sign_in(self, name: str, password: str, source: str, about: str = "", device: str = "") -> tuple[str, User]:
+        """A new session's token and its user. `source` is where the attempt came from, an address; `about` the browser, and
+        `device` the mark that it sends (see `devices`, which says what is counted as guessing).
 
         Where the person has a second step, `session` does not know the token: it is for `second_step.finish`. Raises
-        NotSignedIn in the same words and the same time whether the name or the password was wrong, and Busy after ten failures
-        for one name from one source, for longer each time. Who is not of this box, or of the school's directory, is looked for
-        there; where it cannot be asked, Unreachable.
+        NotSignedIn in the same words and the same time whether the name or the password was wrong, and Busy after too many
+        failures. Who is not of this box, or of the school's directory, is looked for there; where it cannot be asked,
+        Unreachable.
         """
         if len(name) > LONGEST_SECRET or len(password) > LONGEST_SECRET:
             raise NotSignedIn("The name or the password is not right.", "Check both, then try again.")
         name = normal(name)
-        attempt = f"sign-in:{digest(folded(name))[:24]}:{source[:64]}"
-        count_attempt(self._database, attempt)  # counted before it is judged, so that a burst of parallel guesses is one burst
         with self._database.read() as connection:
             row = connection.execute(_named(name).where(users.c.role != LOCAL, ~users.c.disabled)).first()
+        known = row.id if row is not None and self.devices.knows(device, row.id) else ""
+        counted = limits(name, source, device, known)
+        count(self._database, counted)
         typed = as_code(password) if row is not None and row.temporary else password
         fits = self._passwords.fits(row.password_hash if row else None, typed)
         if not fits and (row is None or row.source == "ldap"):
@@ -237,7 +240,7 @@ class Accounts:
         if row is None:
             raise NotSignedIn("The name or the password is not right.", "Check both, then try again.")
         with self._database.begin() as connection:
-            forgive(connection, attempt)
+            forgive_all(connection, counted)
             return self._begin(connection, row, about), as_user(connection, row)
 
     def _by_directory(self, name: str, password: str) -> Any:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from appliance.accounts.credentials import LONGEST_SECRET, count_attempt, digest, digest_of_code, forgive, new_code
+from appliance.accounts.credentials import LONGEST_SECRET, digest, digest_of_code, new_code
+from appliance.accounts.guessing import count_attempt, forgive
 from appliance.accounts.sessions import CLOCK_SLACK, STEP, end_sessions, open_session
 from appliance.errors import BadInput, NotFound, NotSignedIn
 from appliance.tables import recovery_codes, sessions, users

@@ -266,6 +266,22 @@ async def test_a_pupil_comes_in_by_the_class(box: Any, app: FastAPI, lesson: Any
     ]  # fmt: skip
 
 
+async def test_a_code_is_renewed_and_the_older_one_opens_nothing(box: Any, app: FastAPI, lesson: Any) -> None:
+    async with browser(app) as ann, browser(app) as mia:
+        await sign_in(ann, "Ann", PASSWORD)
+        codes = []
+        for hours in ("1", "2"):
+            page = (await ann.post(f"/classes/{lesson.id}/code", data={"hours": hours})).text
+            codes += re.findall(r'class="board"[^>]*>([\w-]+)<', page)
+        form = {"csrf": await csrf(mia, "/class")}
+        assert len(set(codes)) == 2
+        for code, status in zip(codes, (401, 200), strict=True):
+            assert (await mia.post("/class", data={**form, "code": code})).status_code == status
+        answers = [(await mia.post("/class", data={**form, "code": f"guess{number}"})).status_code for number in range(61)]
+        assert answers.count(401) == 59 and answers[-1] == 503, "with the one above, sixty are free"
+        assert len([row for row in box.audit.entries() if row.verb == "class code"]) == 2
+
+
 async def test_a_name_that_is_taken_needs_the_teacher(box: Any, app: FastAPI, lesson: Any) -> None:
     code = box.accounts.class_codes.make(lesson.id)
     id = next(one.id for one in box.people.list() if one.name == "mia")
