@@ -30,6 +30,7 @@ from appliance.accounts.credentials import (
 from appliance.accounts.devices import Devices, forgive_all, limits
 from appliance.accounts.guessing import count, count_attempt, forgive
 from appliance.accounts.policy import ADMINISTRATOR, LOCAL, OF_A_CLASS, OWN, SCOPES, TEACHER, User, may
+from appliance.accounts.rechecking import Rechecking
 from appliance.accounts.second_step import SecondStep
 from appliance.accounts.sessions import STEP, STEP_SECONDS, SignedIn, alive, end_sessions, open_session, sessions_of, signed_in
 from appliance.accounts.vouched import Vouched, admit
@@ -106,6 +107,7 @@ class Accounts:
         self.class_codes = ClassCodes(database)
         self.confirming = Confirming(database, directory)
         self.devices = Devices(settings)
+        self._rechecking = Rechecking(database, directory, self.admit, audit) if directory is not None else None
 
     # --- policy ------------------------------------------------------------------------------------------------------
     def can(self, user: User | None, verb: str, thing: str, owner: str | None = None) -> bool:
@@ -257,6 +259,8 @@ class Accounts:
         admitted = admit(self._database, vouched)
         if admitted is None:
             return None
+        if self._rechecking is not None and vouched.source == "ldap":
+            self._rechecking.asked(admitted.id)
         if admitted.changed and self._audit is not None:
             self._audit.note("admit", f"person {admitted.id}", admitted.changed, actor=admitted.id)
         return admitted.id
@@ -285,7 +289,7 @@ class Accounts:
             return None
         user = (users.c.id, users.c.name, users.c.role, users.c.language, users.c.temporary, users.c.preferences)
         query = (
-            sa.select(*user, sessions.c.csrf, sessions.c.kind)
+            sa.select(*user, users.c.source, users.c.external, sessions.c.csrf, sessions.c.kind)
             .join(sessions, users.c.id == sessions.c.user)
             .outerjoin(classes, classes.c.id == sessions.c.class_id)
             .where(sessions.c.hash == digest(token), sessions.c.kind != STEP, ~users.c.disabled, alive())
@@ -294,8 +298,14 @@ class Accounts:
             row = connection.execute(query).first()
             if row is None:
                 return None
+            self._saw(row)
             temporary = row.temporary and not row.kind  # who came by a class's code has no password to choose
             return Session(as_user(connection, row), row.csrf, temporary, row.kind, row.preferences or {})
+
+    def _saw(self, row: Any) -> None:
+        """Somebody uses the box: where the school's directory says who they are, it is asked whether that still holds."""
+        if self._rechecking is not None and row.source == "ldap":
+            self._rechecking.saw(row.id, row.external)
 
     def sessions_of(self, user: User, token: str) -> list[SignedIn]:
         """Where this person is signed in, newest first; `token` is that of the session that asks."""
@@ -336,7 +346,15 @@ class Accounts:
             return None
         query = (
             sa.select(
-                keys.c.id.label("key"), keys.c.scope, keys.c.used, users.c.id, users.c.name, users.c.role, users.c.language
+                keys.c.id.label("key"),
+                keys.c.scope,
+                keys.c.used,
+                users.c.id,
+                users.c.name,
+                users.c.role,
+                users.c.language,
+                users.c.source,
+                users.c.external,
             )
             .join(users, users.c.id == keys.c.user)
             .where(keys.c.hash == digest(token), keys.c.revoked.is_(None), ~users.c.disabled)
@@ -346,8 +364,9 @@ class Accounts:
             if row is None:
                 return None
             user = as_user(connection, row, row.scope)
+        self._saw(row)
         now = time.time()
-        if now - (row.used or 0) > 60:  # a write for each call would cost a disk flush for each call
+        if abs(now - (row.used or 0)) > 60:  # a write for each call would cost a disk flush for each call
             with self._database.begin() as connection:
                 connection.execute(sa.update(keys).where(keys.c.id == row.key).values(used=now))
         return user
@@ -386,8 +405,9 @@ def as_user(connection: sa.Connection, row: Any, scope: str = "") -> User:
 
 
 def _named(name: str) -> sa.Select[Any]:
-    """People of that name, however it is cased. Two of an older release may differ in case alone: the exact one first."""
-    return sa.select(users).where(users.c.folded == folded(name)).order_by(users.c.name != name)
+    """People of that name, however it is cased. Two of an older release may differ in case alone: who can sign in first, then
+    the exact one."""
+    return sa.select(users).where(users.c.folded == folded(name)).order_by(users.c.disabled, users.c.name != name)
 
 
 def _has_administrator(connection: sa.Connection) -> bool:
