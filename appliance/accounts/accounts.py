@@ -229,16 +229,20 @@ class Accounts:
             raise NotSignedIn("The name or the password is not right.", "Check both, then try again.")
         name = normal(name)
         with self._database.read() as connection:
-            row = connection.execute(_named(name).where(users.c.role != LOCAL, ~users.c.disabled)).first()
+            row = connection.execute(_named(name).where(users.c.role != LOCAL)).first()
+        elsewhere = row is None or row.source == "ldap"
+        row = None if row is not None and row.disabled else row
         known = row.id if row is not None and self.devices.knows(device, row.id) else ""
         counted = limits(name, source, device, known)
         count(self._database, counted)
         typed = as_code(password) if row is not None and row.temporary else password
         fits = self._passwords.fits(row.password_hash if row else None, typed)
-        if not fits and (row is None or row.source == "ldap"):
+        if not fits and elsewhere:
             row = self._by_directory(name, password)
         elif not fits:
             row = None
+            if self._directory is not None:
+                self._directory.nobody(name, password)  # else its time, or its being away, would tell who is of this box
         if row is None:
             raise NotSignedIn("The name or the password is not right.", "Check both, then try again.")
         with self._database.begin() as connection:

@@ -117,6 +117,13 @@ class Directory:
                 return None
             return self._vouched(entry, "", self._groups(line, entry))
 
+    def nobody(self, name: str, password: str) -> None:
+        """Take the steps of a call, and raise what it does, for somebody who is not looked for there: nothing of theirs is
+        sent.
+        """
+        if _can_be_asked(name) and _can_be_asked(password):
+            self(secrets.token_hex(8), secrets.token_hex(8))
+
     def _signed_in(self, wanted: str, name: str, password: str) -> Vouched | None:
         if not _can_be_asked(password):
             return None  # an empty password would be a sign-in as nobody, which a directory answers with success
