@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from appliance.errors import BadInput
+from appliance.naming import odd
 from appliance.settings import cores
 
 if TYPE_CHECKING:
@@ -24,11 +25,6 @@ CODE_LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"  # nothing that reads like somet
 SHORTEST_PASSWORD = 10
 LONGEST_SECRET = 1024
 _ALIKE = frozenset({"LATIN", "CYRILLIC", "GREEK", "CHEROKEE"})
-# Letters by their kind, and yet nothing to see: fillers of Hangul, the empty Braille cell, joiners, selectors of a variant.
-_BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f\u17b4\u17b5") | {
-    chr(code) for code in (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
-}
-_PILED = 4  # marks on one letter; no language needs more
 
 
 class Passwords:
@@ -92,19 +88,11 @@ def clean_name(name: str, what: str = "name", longest: int = 64) -> str:
         raise BadInput(f"The {what} is empty.", "Write at least one letter.")
     if len(name) > longest:
         raise BadInput(f"The {what} is longer than {longest} characters.", "Take a shorter one.")
-    if name.startswith("(") or not any(letter.isalnum() for letter in name) or _odd(name):
+    if name.startswith("(") or not any(letter.isalnum() for letter in name) or odd(name):
         raise BadInput(f"The {what} has characters that cannot be used.", "Use letters, digits and spaces.")
     if any(_alphabets(word) > 1 for word in name.split()):
         raise BadInput(f"The {what} mixes letters of two alphabets that look alike.", "Type it anew, in one alphabet.")
     return name
-
-
-def _odd(name: str) -> bool:
-    """Controls, marks of direction, joiners, fillers, blanks: names that differ in these look the same. And piled marks."""
-    kinds = [unicodedata.category(letter) for letter in name]
-    unseen = any(kind in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} for kind in kinds) or not _BLANK.isdisjoint(name)
-    piled = any({*kinds[at : at + _PILED]} <= {"Mn", "Me"} for at in range(len(kinds) - _PILED + 1))
-    return unseen or piled
 
 
 def _alphabets(word: str) -> int:

@@ -153,6 +153,32 @@ async def test_a_planted_cookie_is_never_taken_over(box: Any, app: FastAPI) -> N
     assert box.accounts.session("planted") is None
 
 
+@pytest.mark.parametrize("way", ["password", "second step", "class code"])
+async def test_whoever_signs_in_leaves_a_planted_session_behind(box: Any, app: FastAPI, lesson: Any, way: str) -> None:
+    """Eve has put her own session into the victim's browser: what the victim does then is not done in it."""
+    eve, _ = box.people.add("Eve", TEACHER, password=PASSWORD)
+    planted = box.accounts.begin(eve.id)
+    ann, secret = box.accounts.named("Ann"), box.accounts.second_step.new_secret()
+    if way == "second step":
+        box.accounts.second_step.turn_on(ann.id, secret, pyotp.TOTP(secret).now())
+        with box.database.begin() as connection:
+            connection.execute(sa.update(users).values(totp_step=users.c.totp_step - 3))
+    async with browser(app) as client:
+        client.cookies.set("session", planted, domain="localhost.local")
+        token = await csrf(client, "/me")
+        form = {"csrf": token, "name": "Ann", "password": PASSWORD, "code": box.accounts.class_codes.make(lesson.id)}
+        mia = box.accounts.named("mia").id
+        reply = await client.post("/class" if way == "class code" else "/sign-in", data={**form, "pupil": mia})
+        assert reply.status_code == 303 and box.accounts.session(planted) is None
+        if way == "second step":
+            assert client.cookies["session"] == planted and (await client.get("/chat")).headers["location"] == "/"
+            form = {"csrf": await csrf(client, "/sign-in/code"), "code": pyotp.TOTP(secret).now()}
+            assert (await client.post("/sign-in/code", data=form)).status_code == 303
+        mine = box.accounts.session(client.cookies["session"])
+        assert client.cookies["session"] != planted and mine.csrf != token
+        assert mine.user.name == ("mia" if way == "class code" else "Ann")
+
+
 # --- the second step -------------------------------------------------------------------------------------------------
 async def second_step_on(box: Any, person: httpx.AsyncClient) -> tuple[str, list[str]]:
     page = (await person.get("/me/second-step")).text
