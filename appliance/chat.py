@@ -26,7 +26,8 @@ from appliance.conversations import Conversations, Turn, talk
 from appliance.coverage import Sources
 from appliance.engine.handler import Message, Request
 from appliance.errors import ApplianceError, BadInput, Closed, TooLarge, UsedUp
-from appliance.fence import Fence, secret_of
+from appliance.fence import Fence
+from appliance.files import kept_secret
 from appliance.fitting import Count, Plan, Render, Room, fit
 from appliance.guarding import Guard
 from appliance.knowledge import suspicion
@@ -204,7 +205,7 @@ class Chat:
     ) -> tuple[Render, dict[str, Any] | None]:
         """What makes messages of passages and earlier turns, and the form that the answer is held to, None for plain words."""
         if self._fence is None:
-            self._fence = Fence(await asyncio.to_thread(secret_of, self._settings.fence), suspicion.suspicious)
+            self._fence = Fence(await asyncio.to_thread(kept_secret, self._settings.fence), suspicion.suspicious)
         served = await asyncio.to_thread(self.programs.module, how.module, how.subject or "", how.grade or "")
         program = await served.within(room.prompt, count)
         form = how.schema or program.schema
@@ -349,13 +350,13 @@ class Chat:
         self._accounts.require(user, "ask", "chat")
         question = clean_question(question)
         async with self._answers.room_for(user, conversation):
-            lesson = await self._admitted(user, question, conversation, class_id)
+            lesson, said = await self._admitted(user, question, conversation, class_id)
             add = self.conversations.add_question
             ids, earlier = await asyncio.to_thread(add, user, question, conversation, shown, edits)
             if conversation is None and lesson.class_id:
                 await asyncio.to_thread(self.lessons.begin, ids["conversation"], lesson)
             messages = [*_history(earlier), Message("user", question)]
-            return await self._begin(user, ids, messages, before=_asked(earlier), lesson=lesson, **options)
+            return await self._begin(user, ids, messages, before=said or _asked(earlier), lesson=lesson, **options)
 
     async def again(self, user: User, turn: str, **options: Any) -> Event:
         """Another answer beside the answer `turn`: as `start`, without a new question. Raises what `start` does.
@@ -377,14 +378,16 @@ class Chat:
         events = self.complete(user, messages, conversation=ids["conversation"], left=left, **options)
         return await self._answers.begin(user, ids, events, left)
 
-    async def _admitted(self, user: User, question: str, conversation: str | None, class_id: str) -> Lesson:
-        """As `admit`; but who needs help is heard also while the assistant rests: the guard answers, no model does."""
+    async def _admitted(self, user: User, question: str, talk: str | None, class_id: str) -> tuple[Lesson, str]:
+        """As `admit`, and what was said in vain before. Who needs help is heard while it rests: by the guard, no model."""
+        said = self.guard.unheard(user, talk or "")
         try:
-            return await self.admit(user, conversation, class_id)
+            return await self.admit(user, talk, class_id), said
         except (Closed, UsedUp):
-            if not await self.guard.stops(user, question):
+            said = said or (_asked((await asyncio.to_thread(self.conversations.load, user, talk))[1]) if talk else "")
+            if not await self.guard.stops(user, question, said, talk or ""):
                 raise
-            return Lesson()
+            return Lesson(), said
 
     async def recover(self) -> None:
         """After a crash: answers that nobody is writing any more are failed, with what they had. Reads the safety rules."""

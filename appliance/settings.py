@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -289,6 +290,11 @@ class Settings(BaseSettings):
         return self.home / "fence.secret"
 
     @property
+    def devices(self) -> Path:
+        """The secret by which browsers show that somebody has signed in there before."""
+        return self.home / "devices.secret"
+
+    @property
     def checks(self) -> Path:
         """How well the search did, check after check."""
         return self.home / "checks.jsonl"
@@ -340,6 +346,17 @@ def _refuse_unknown_names() -> None:
     unknown = sorted(names - set(Settings.model_fields))
     if unknown:
         raise BadInput(f"{CONFIG_FILE} names unknown settings: {', '.join(unknown)}.", "See `appliance settings --all`.")
+
+
+def log_format() -> str:
+    """What the setting log_format says, for who has to say that the settings cannot be used; "" where that is not known."""
+    import tomllib
+
+    said = os.environ.get("APPLIANCE_LOG_FORMAT", "")
+    if not said and CONFIG_FILE.is_file():
+        with suppress(OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+            said = str(tomllib.loads(CONFIG_FILE.read_text("utf-8")).get("log_format", ""))
+    return said
 
 
 def cores() -> int:

@@ -219,11 +219,11 @@ class Standards:
 
 def read_csv(data: bytes, name: str) -> _File:
     """Raises BadInput (no CSV, no column of codes or texts), TooLarge; what is wrong with a line is a fault of the file."""
-    text, encoding = decode(data, name)
+    text, note = decode(data, name)
     lines = rows(text, name, MOST)
     file = _File()
-    if encoding == "cp1252":
-        file.notes.append("The file is not UTF-8; it was read as Windows-1252. Check that letters such as é and ü look right.")
+    if note:
+        file.notes.append(note)
     header = [_column(cell) for cell in lines[0][1]] if lines else []
     for needed in ("code", "text"):
         if header.count(needed) != 1:

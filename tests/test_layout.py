@@ -1,7 +1,7 @@
 """Imports point one way: from a lower row to a higher one, leftwards along `<`, or within a folder.
 
 doors: web, cli (never each other); wiring: app; work: chat < practice, tuning < plugins, ...; nouns do not import each other;
-ground: errors < files < settings < tables < logs < db < audit < redact < tunnel < network < egress.
+ground: errors < naming < files < settings < tables < logs < db < audit < redact < tunnel < network < egress.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "appliance"
 
 GROUND = [
     "errors",
+    "naming",
     "files",
     "settings",
     "tables",

@@ -108,6 +108,33 @@ async def test_the_record_is_shown_with_names_and_checked(box: Any, person: http
     assert "The audit record was changed" in (await person.get("/admin/audit?verify=1")).text
 
 
+@pytest.mark.usefixtures("models")
+async def test_the_record_names_people_classes_and_models_beside_their_ids(box: Any, person: httpx.AsyncClient) -> None:
+    lesson = box.classes.add("7 B <i>")
+    ann, _ = box.people.add("ann <b>", "teacher", full_name="Ann Lee")
+    me = box.accounts.named("Ms Green").id
+    for verb, thing, actor in (
+        ("open class", lesson.id, ann.id),
+        ("admit", f"person {ann.id}", ann.id),
+        ("promote", "green-1", me),
+        ("make passwords", "people", "root"),
+    ):
+        box.audit.note(verb, thing, {}, actor=actor)
+    box.classes.archive(lesson.id)
+    told = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (await person.get("/admin/audit")).text))
+    for row in (
+        f"ann &lt;b&gt; {ann.id} open class 7 B &lt;i&gt; {lesson.id} ",
+        f"ann &lt;b&gt; {ann.id} admit ann &lt;b&gt; person {ann.id} ",
+        f"Ms Green {me} promote green-1 &lt;b&gt;title&lt;/b&gt; green-1 ",
+        " root make passwords people ",
+    ):
+        assert row in told, row
+    box.people.remove(ann.id)
+    told = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (await person.get("/admin/audit")).text))
+    assert "ann &lt;b&gt;" not in told and f" {ann.id} admit person {ann.id} " in told, "who is erased is an id"
+    assert box.audit.verify() == 4
+
+
 async def test_a_model_is_served_with_a_reason_and_gone_back_from(
     box: Any, person: httpx.AsyncClient, models: Registry
 ) -> None:
