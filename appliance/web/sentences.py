@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from appliance import teaching
+from appliance import openings, teaching
 from appliance.practice.exchange import MOVES
 from appliance.practice.scenario import CATEGORIES, PHASES
 from appliance.web.show import ROOMS
@@ -24,6 +24,9 @@ def sentences() -> set[tuple[str, str]]:
     # The names and short descriptions of teaching methods and help levels, which a class's page offers.
     ways = [*teaching.methods().values(), *teaching.help_levels().values()]
     found |= {(text, "") for way in ways for text in (way.name, way.about)}
+    # What stands before an answer's own words.
+    opens = (*(text for texts in openings.SENTENCES.values() for text in texts), openings.NEAREST, openings.STARTER_HEADING)
+    found |= {(text, "") for text in opens}
     # What a rehearsal counts, and by what scenes are chosen.
     found |= {(text, "") for text in (*MOVES.values(), *CATEGORIES, *PHASES)}
     for path in sorted(TEMPLATES.parent.glob("*.py")):

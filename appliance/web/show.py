@@ -151,6 +151,7 @@ def _templates(language: str) -> jinja2.Environment:
         "day": day,
         "moment": moment,
         "clock": clock,
+        "opening": lambda turn: turn.opening(catalogue.gettext),
         "snippet": _snippet,
         "cited": _cited,
     }

@@ -103,12 +103,17 @@ function follow(turn) {
     notice({ message }) {
       lead.before(Object.assign(document.createElement("p"), { className: "note", textContent: message }));
     },
+    opening({ message }) {
+      turn.querySelector(".preface")?.remove();
+      lead.before(Object.assign(document.createElement("p"), { className: "preface", textContent: message }));
+      speak(message);
+    },
     quotes({ html }) {
       lead.innerHTML = html;
       lead.hidden = false;
       own.classList.add("starter");
       own.querySelector(".own-title").hidden = false;
-      speak(lead.querySelector(".prose").textContent);
+      speak(lead.querySelector(".prose")?.textContent ?? "");
     },
     text({ delta }) {
       text.append(delta);
