@@ -62,6 +62,7 @@ ask.addEventListener("submit", async (event) => {
     if (location.pathname !== data.url) {
       history.replaceState(null, "", data.url);
       document.title = document.title.replace(/^.* - /, () => `${data.title} - `);
+      $("where").textContent = data.title;
     }
     for (const list of document.querySelectorAll("[data-chats]")) list.innerHTML = data.chats;
     if ($("left")) $("left").innerHTML = data.left ?? "";
