@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def page(browser: Any, lesson: Lesson) -> Iterator[Any]:
     sign_in(page, lesson.wire.address, "brown", PASSWORD)
     page.wait_for_url("**/chat")
     page.goto(f"{lesson.wire.address}/classes/{lesson.id}")
+    page.clock.pause_at(datetime.fromtimestamp(page.evaluate("Date.now()") / 1000 + 0.1, UTC))
     yield page
     page.context.close()
     lesson.all_go()

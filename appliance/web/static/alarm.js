@@ -1,6 +1,6 @@
 // For who has to know: the banner of new safeguarding messages, looked up again while a page stays open.
 const alarm = document.getElementById("alarm");
-let shown = "";  // as it came: the page's own text of it may be spelt otherwise
+let shown = null;  // as it came: the page's own text of it may be spelt otherwise
 
 setInterval(async () => {
   try {

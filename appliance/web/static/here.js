@@ -1,6 +1,6 @@
 // A class's page: who is here, looked up again while a lesson is open and the page is looked at. A reload shows the same.
 const here = document.getElementById("here");
-let shown = "";  // as it came: the page's own text of it may be spelt otherwise
+let shown = null;  // as it came: the page's own text of it may be spelt otherwise
 
 setInterval(async () => {
   if (document.hidden) return;
