@@ -83,7 +83,13 @@ async def add(request: Request) -> Response:
 def _leave(request: Request, user: User, uploads: Uploads, given: list[Given], typed: dict[str, str]) -> str:
     box = auth.box(request)
     shelf = _shelf(request, user, typed)
-    paths = uploads.keep(given, shelf.id)
+    try:
+        paths = uploads.keep(given, shelf.id)
+    except ApplianceError:
+        if not typed["collection"]:  # made for these files: without them its name stays free for the next try
+            box.library.shelves.discard(shelf.name, Filter(frozenset({shelf.id})))
+            box.audit.note("discard collection", shelf.id, {}, actor=user.id)
+        raise
     asked = {
         "paths": [str(path) for path in paths], "collection": shelf.name, "collection_id": shelf.id,
         "by": user.id if shelf.owner == user.id else "", "subject": typed["subject"], "grade": typed["grade"],

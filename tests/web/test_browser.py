@@ -108,6 +108,15 @@ def test_ask_read_open_a_source(page: Any, tmp_path: Path) -> None:
     assert page.locator("mark.here").is_visible()
 
 
+def test_that_nothing_covers_it_is_said_first(page: Any) -> None:
+    ask(page, "What is the capital of Peru?")
+    page.wait_for_selector(".answer[data-state=streaming] .preface >> text=The school's documents do not cover this.")
+    page.wait_for_selector(".answer[data-state=streaming] .starter .writing:not(:empty)")
+    done(page)
+    assert page.locator(".preface").inner_text().endswith("Nearest in the library: The water cycle.")
+    assert page.locator(".own-title").is_visible() and page.locator(".lead").count() == 0
+
+
 def test_nothing_is_wider_than_the_page(page: Any) -> None:
     ask(page, "leaves " + "w" * 300)
     done(page)
