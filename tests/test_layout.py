@@ -82,6 +82,7 @@ WITHIN = {
     ("coverage", "running"),
     ("conversations", "openings"),
     ("chat", "openings"),
+    ("safeguarding", "openings"),
     ("running", "conversations"),
     ("chat", "guarding"),
     ("chat", "safeguarding"),

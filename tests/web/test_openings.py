@@ -108,3 +108,16 @@ async def test_a_program_gets_it_in_the_language_of_its_keys_owner(
     streamed = await visitor.post(f"{BASE}/v1/chat/completions", json=body | {"stream": True}, headers=headers)
     chunks = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
     assert "".join(one["choices"][0]["delta"].get("content", "") for one in chunks) == content, "streamed or whole, it is one"
+
+
+async def test_the_safeguarding_lead_reads_it_around_a_message(box: Any) -> None:
+    serve(box, "quotes")
+    for name, role in (("ann", "pupil"), ("lead", "safeguarding")):
+        box.people.add(name, role, password="correct horse battery")
+    ann = box.accounts.named("ann")
+    (asked,) = [one.data async for one in box.chat.answer(ann, UNCOVERED) if one.kind == "turn"]
+    async for _ in box.chat.answer(ann, "I want to kill myself", conversation=asked["conversation"]):
+        pass
+    (flag,) = box.safeguarding.list()
+    _, around = box.safeguarding.read(box.accounts.named("lead"), flag.id)
+    assert [line.text for line in around][:2] == [UNCOVERED, f"{NOT_COVERED} {NEAREST}"]
