@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from appliance import hints, reading, teaching
+from appliance import hints, openings, reading, teaching
 from appliance.accounts import PUPIL
 from appliance.answering import Answers
 from appliance.audit import Audit
@@ -34,6 +34,7 @@ from appliance.knowledge import suspicion
 from appliance.knowledge.follow_ups import to_search
 from appliance.knowledge.shelves import Filter
 from appliance.lessons import Lesson, Lessons
+from appliance.openings import shorten
 from appliance.programs import Programs
 from appliance.quotas import Quotas
 from appliance.running import Event
@@ -56,12 +57,6 @@ STARTER_TOKENS = 80
 STARTER_PENALTY = 1.2
 # Prompt programs of teachers' rehearsals: no pupil reaches them, whoever hands a name on.
 FOR_PRACTICE = frozenset({"student_reaction", "scenario_generator"})
-STARTER_HEADING = "The starter model's own words (for trying the box; do not rely on them)"
-
-
-def as_one_text(text: str, lead: str) -> str:
-    """An answer for places that show one text: quotes first, then the starter's words under their heading."""
-    return f"{lead}\n\n---\n\n**{STARTER_HEADING}**\n\n{text}" if lead else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,17 +234,21 @@ class Chat:
     ) -> AsyncGenerator[Event, None]:
         """All events of one answer, from what was found to what was said."""
         model = serving.model if request.model in ("default", "quotes") else request.model
-        last = {"model": model, "handler": serving.handler, "finish": "stop", "tokens": {}}
+        last = {"model": model, "handler": serving.handler, "finish": "stop", "tokens": {}, "opening": ""}
         yield Event("sources", {**sources.facts(), "model": last["model"], "handler": last["handler"]})
         if plan.dropped:
             yield Event("notice", {"message": "This chat has grown long: the assistant no longer sees its first messages."})
         said = lead = ""
         if starter:
-            lead = await self._quote(request, sources)
+            last["opening"], lead = code, _ = await self._quote(request, sources)
+            if code:
+                yield sources.opens(code)
             yield Event("quotes", {"text": lead})
         async with aclosing(self._words(request, plan.given, sources, starter, last)) as events:
             async for event in events:
                 said += event.data.get("delta", "")
+                if event.kind == "opening":
+                    last["opening"] = event.data["code"]
                 yield event
         if last["handler"] == "quotes":
             starter, lead = False, ""
@@ -264,7 +263,7 @@ class Chat:
         quoting = request.model == "quotes" or (request.model == "default" and last["handler"] == "quotes")
         if quoting and not request.passages:
             last |= {"model": "quotes", "handler": "quotes"}
-            yield Event("text", {"delta": sources.nothing()})
+            yield sources.opens(sources.nothing())
             return
         async with aclosing(self._pool.generate(request)) as chunks:
             async for chunk in chunks:
@@ -280,27 +279,31 @@ class Chat:
                 if marks is None:
                     quoting = chunk.handler == "quotes"
                     if quoting and not request.passages:
-                        yield Event("text", {"delta": sources.nothing()})
+                        yield sources.opens(sources.nothing())
                         break
                     marks = Citations([one.text for one in request.passages[: None if quoting else given]])
                     if sources.covered is False and not quoting and not starter:
-                        yield Event("text", {"delta": sources.before_own_words()})
+                        yield sources.opens(openings.NOT_COVERED_OWN)
+                    if quoting and (code := openings.code_of(chunk.text)):
+                        yield sources.opens(code)
+                        continue
                 if delta := marks.feed(chunk.text):
                     yield Event("text", {"delta": delta})
         if marks is not None and (delta := marks.flush().rstrip()):
             yield Event("text", {"delta": delta})
 
-    async def _quote(self, request: Request, sources: Sources) -> str:
-        """What the documents say, in their own words: this leads while the model that serves is not to be relied on."""
+    async def _quote(self, request: Request, sources: Sources) -> tuple[str, str]:
+        """What leads while the model that serves is not to be relied on: a code of what opens it, and quotations."""
         if not request.passages:
-            return sources.nothing()
-        text = ""
+            return sources.nothing(), ""
+        text, code = "", ""
         request = replace(request, model="quotes", max_tokens=1000, stop=())
         async with aclosing(self._pool.generate(request)) as chunks:
             async for chunk in chunks:
-                text += chunk.text
+                begins = openings.code_of(chunk.text) if not text else ""
+                code, text = code or begins, text if begins else text + chunk.text
         marks = Citations([one.text for one in request.passages])
-        return (marks.feed(text) + marks.flush()).strip()
+        return code, (marks.feed(text) + marks.flush()).strip()
 
     async def _is_starter(self, model: str, serving: Serving) -> bool:
         if model == "quotes":
@@ -326,7 +329,7 @@ class Chat:
             async for event in events:
                 facts |= event.data if event.kind in ("sources", "done") else {}
         kept = ("covered", "model", "handler", "starter", "passages", "tokens", "seconds")
-        return {"answer": as_one_text(facts["text"], facts["lead"]), **{key: facts[key] for key in kept}}
+        return {"answer": openings.whole(facts), **{key: facts[key] for key in kept}}
 
     # --- a page's answer ---------------------------------------------------------------------------------------------
     async def start(

@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from appliance import standards, teaching
+from appliance import openings, standards, teaching
 from appliance.practice import criteria, feedback, lesson, mentors, portfolio, rehearsals, scenes
 from appliance.practice.exchange import MOVES
 from appliance.practice.scenario import CATEGORIES, PHASES
@@ -30,6 +30,9 @@ def sentences() -> set[tuple[str, str]]:
     # The names and short descriptions of teaching methods and help levels, which a class's page offers.
     ways = [*teaching.methods().values(), *teaching.help_levels().values()]
     found |= {(text, "") for way in ways for text in (way.name, way.about)}
+    # What stands before an answer's own words.
+    opens = (*(text for texts in openings.SENTENCES.values() for text in texts), openings.NEAREST, openings.STARTER_HEADING)
+    found |= {(text, "") for text in opens}
     # What a rehearsal counts, and by what scenes are chosen.
     found |= {(text, "") for text in (*MOVES.values(), *CATEGORIES, *PHASES)}
     # What is told of a rehearsal, and the rubric of a generated scene.

@@ -84,7 +84,11 @@ async def test_jobs_are_shown_stopped_and_begun_again(box: Any, person: httpx.As
     job = box.jobs.enqueue("retrain", {"base": None}, owner="somebody")
     box.jobs.note(job.id, "a line of its record")
     listed = (await person.get("/admin/jobs")).text
-    assert f"/admin/jobs/{job.id}" in listed and "waiting" in listed and "worker is not running" in listed
+    assert (
+        f'/admin/jobs/{job.id}">Making the next model</a>' in listed
+        and "waiting" in listed
+        and "worker is not running" in listed
+    )
     assert "a line of its record" in (await person.get(f"/admin/jobs/{job.id}")).text
     assert (await person.post(f"/admin/jobs/{job.id}/cancel")).status_code == 303
     assert box.jobs.get(job.id).state == "cancelled"
