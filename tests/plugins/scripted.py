@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -94,6 +95,18 @@ def box_of(settings: Settings, handler: Connected) -> Any:
 
     box.engine, box.running_engine = handler, running_engine
     return box
+
+
+def children() -> list[int]:
+    """Processes of ours that run the optimiser."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = int((place / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid()
+            found += [int(place.name)] if ours and b"dspy_child" in (place / "cmdline").read_bytes() else []
+        except OSError:
+            continue
+    return found
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
