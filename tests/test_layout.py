@@ -101,6 +101,9 @@ WITHIN = {
     ("practice", "branches"),
     ("practice", "lessons"),
     ("plugins", "tuning"),
+    ("plugins", "practice"),  # the moves that a rubric counts
+    ("plugins", "programs"),
+    ("plugins", "reading"),
     ("app", "supervisor"),
 }
 # Value types of the one interface that everything shares: `engine.handler` may be read by any noun.

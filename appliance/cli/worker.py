@@ -143,6 +143,11 @@ def handlers(appliance: Appliance) -> dict[str, Handler]:
         )
         return record_of(result)
 
+    async def optimise(job: Job, tell: Tell) -> dict[str, Any]:
+        from appliance.plugins import dspy_job
+
+        return await dspy_job.work(appliance, dspy_job.Order.of(job.payload), spoken(tell))
+
     async def ingest(job: Job, tell: Tell) -> dict[str, Any]:
         from pathlib import Path
 
@@ -168,7 +173,7 @@ def handlers(appliance: Appliance) -> dict[str, Handler]:
         await asyncio.to_thread(Uploads(appliance.settings).forget, kept)
         return result
 
-    return {"retrain": retrain, "tune huggingface": tune, "ingest": ingest}
+    return {"retrain": retrain, "tune huggingface": tune, "tune dspy": optimise, "ingest": ingest}
 
 
 def record_of(result: TuneResult) -> dict[str, Any]:
