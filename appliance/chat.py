@@ -34,7 +34,6 @@ from appliance.knowledge import suspicion
 from appliance.knowledge.follow_ups import to_search
 from appliance.knowledge.shelves import Filter
 from appliance.lessons import Lesson, Lessons
-from appliance.openings import shorten
 from appliance.programs import Programs
 from appliance.quotas import Quotas
 from appliance.running import Event

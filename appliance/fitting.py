@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from appliance.coverage import shorten
 from appliance.engine.handler import Message
 from appliance.errors import ModelUnavailable, TooLarge
+from appliance.openings import shorten
 
 if TYPE_CHECKING:
     from appliance.knowledge.library import Passage

@@ -75,7 +75,7 @@ WITHIN = {
     ("chat", "citations"),
     ("chat", "coverage"),
     ("chat", "fitting"),
-    ("fitting", "coverage"),
+    ("fitting", "openings"),
     ("chat", "running"),
     ("chat", "lessons"),
     ("chat", "hints"),
