@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -238,6 +238,29 @@ class Registry:
         except OSError as error:
             raise from_os_error(error, f"adding the model {id}") from error
 
+    def add_hosted(self, manifest: Manifest) -> Manifest:
+        """Take in a model of another machine (kind "hosted"): a manifest without a file; `created` is now where it is 0.
+
+        What it was made from stands in `hosted["base"]`, being no model of this box. The same plugin and model again brings its
+        other facts up to date; its report stays where none is given. Raises BadInput, Conflict where the id is another's.
+        """
+        check_id(manifest.id)
+        if manifest.kind != "hosted" or not all(_there_called(manifest)) or manifest.files or manifest.base or manifest.parents:
+            raise BadInput(f"{manifest.id!r} is no model of another machine.", "Name its plugin and its model there, no files.")
+        path = self.root / manifest.id / "manifest.json"
+        try:
+            with self._lock():
+                known = self.get(manifest.id) if path.is_file() else None
+                if known is not None and _there_called(known) != _there_called(manifest):
+                    raise _taken(manifest.id)
+                report, created = (known.report, known.created) if known else (None, manifest.created)
+                manifest = replace(manifest, report=manifest.report or report, created=created or time.time())
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                write_atomically(path, _record(manifest))
+        except OSError as error:
+            raise from_os_error(error, f"adding the model {manifest.id}") from error
+        return self.get(manifest.id)
+
     def _there(self, manifest: Manifest) -> Manifest | None:
         """The same model where it is here and whole. Raises Conflict where its id stands for something else."""
         target = self.root / manifest.id
@@ -250,10 +273,7 @@ class Registry:
         if known is None:
             return None  # nothing is there, or it lost its manifest
         if known.files != manifest.files:
-            raise Conflict(
-                f"There is another model called {manifest.id!r} already.",
-                f"Choose another name, or remove it first: `appliance models remove {manifest.id}`.",
-            )
+            raise _taken(manifest.id)
         try:
             return self.verify(manifest.id)
         except ModelUnavailable:
@@ -267,9 +287,7 @@ class Registry:
             return known
         for name in manifest.files:
             sync(folder / name)
-        record = asdict(manifest)
-        record.pop("aliases")
-        write_atomically(folder / "manifest.json", json.dumps(record, indent=1, ensure_ascii=False))
+        write_atomically(folder / "manifest.json", _record(manifest))
         try:
             self._put(folder, target)
         except OSError:  # another file system: copy beside the target, then the same rename
@@ -438,6 +456,25 @@ class Registry:
         with open(self.root / ".lock", "w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def _there_called(manifest: Manifest) -> tuple[str, str]:
+    """Whose a hosted model is, and what it is called there; "" for what is not said."""
+    known = manifest.hosted or {}
+    return str(known.get("plugin") or ""), str(known.get("model") or "")
+
+
+def _taken(id: str) -> Conflict:
+    return Conflict(
+        f"There is another model called {id!r} already.",
+        f"Choose another name, or remove it first: `appliance models remove {id}`.",
+    )
+
+
+def _record(manifest: Manifest) -> str:
+    kept = asdict(manifest)
+    kept.pop("aliases")
+    return json.dumps(kept, indent=1, ensure_ascii=False)
 
 
 def check_id(id: str) -> None:
