@@ -340,17 +340,34 @@ def test_a_hosted_model_is_listed_verified_promoted_and_rolled_back_like_any(reg
     assert made.created > 0 and registry.get("far").hosted == made.hosted and registry.get("far").bytes == 0
     assert [one.id for one in registry.list()] == ["here", "far"]
     assert registry.verify("far").origin == "far"
-    assert registry.promote("far").aliases == ("champion",)
+    assert registry.promote("far").aliases == ("champion",) and registry.get("here").aliases == ("fallback", "previous")
     assert registry.choose("assessment", "far") is not None
     assert registry.judged("far", {"passed": True}).report == {"passed": True}
     with pytest.raises(Conflict):
         registry.remove("far")
-    assert registry.rollback().id == "here" and registry.aliases()["previous"] == "far"
+    assert registry.rollback().id == "here" and registry.aliases() == {"champion": "here", "previous": "far"}
     registry.choose("assessment", None)
     registry.promote("here")
     registry.rollback()
     registry.rollback()
     assert registry.aliases() == {"champion": "here", "previous": "far"}
+
+
+def test_the_last_local_model_stands_in_for_hosted_ones_and_is_kept(registry: Registry) -> None:
+    add(registry, "wished")
+    add(registry, "here")
+    registry.add_hosted(hosted("far"))
+    registry.add_hosted(hosted("farther"))
+    registry.add_hosted(hosted("own", fallback="wished"))
+    for name in ("here", "far", "farther"):
+        registry.promote(name)
+    assert registry.aliases() == {"champion": "farther", "previous": "far", "fallback": "here"}
+    assert registry.for_task("assessment") == ["farther", "far", "here"]
+    with pytest.raises(Conflict, match="fallback"):
+        registry.remove("here")
+    assert registry.promote("own").aliases == ("champion",) and registry.get("fallback").id == "wished"
+    registry.promote("here")
+    assert registry.aliases() == {"champion": "here", "previous": "own"}
 
 
 def test_the_same_hosted_model_again_is_brought_up_to_date_and_another_is_a_conflict(registry: Registry) -> None:
