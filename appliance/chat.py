@@ -166,7 +166,8 @@ class Chat:
                 yield event
             return
         task = f"{module}/{subject.casefold()}" if subject else module
-        serving = await self._pool.serving(task)
+        inside = not user.staff and self._settings.hosted_for != "everyone"
+        serving = await self._pool.serving(task, inside)
         starter = await self._is_starter(model, serving)
         limit = max_tokens or (min(STARTER_TOKENS, self._settings.answer_tokens) if starter else self._settings.answer_tokens)
         context = serving.context or self._pool.context
@@ -174,7 +175,7 @@ class Chat:
             limit = min(limit, max(16, context // 2))
         if self._fence is None:
             self._fence = Fence(await asyncio.to_thread(secret_of, self._settings.fence), suspicion.suspicious)
-        count = partial(self._pool.count, task=task, model=model)
+        count = partial(self._pool.count, task=task, model=model, inside=inside)
         room = context - limit if context > 0 else 10**9
         served = await asyncio.to_thread(self.programs.module, module, subject or "", grade or "")
         program = await served.within(room, count)
@@ -186,7 +187,7 @@ class Chat:
         request = Request(
             plan.messages, model, limit, temperature, top_p=top_p, seed=seed, stop=tuple(stop), user=user.id,
             group=_group(user), repeat_penalty=STARTER_PENALTY if starter else 1.0,
-            passages=tuple(sources.passages), question=meant, task=task, schema=form,
+            passages=tuple(sources.passages), question=meant, task=task, schema=form, inside=inside,
         )  # fmt: skip
         async with aclosing(self._events(request, plan, sources, serving, starter)) as events:
             async for event in events:
