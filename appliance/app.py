@@ -412,10 +412,16 @@ def _require_gate(manifest: Manifest, champion: Manifest | None) -> None:
     on_starter = champion is not None and champion.kind == "base" and champion.starter and met == manifest.origin
     if champion is None or met == champion.id or on_starter:
         return
-    again = champion.origin == manifest.origin
+    again = champion.origin == manifest.origin or manifest.kind == "hosted"
+    against = f" --against {champion.id}" if champion.kind == "hosted" and manifest.kind != "hosted" else ""
     raise GateNotPassed(
         f"The model {manifest.id!r} passed the gate against {met or 'an unknown model'}, but {champion.id} serves now.",
-        (f"Judge it again with `appliance models evaluate {manifest.id}`, then promote it. " if again else "") + keep,
+        (
+            f"Judge it again with `appliance models evaluate {manifest.id}{against}`, then promote it. "
+            if again or against
+            else ""
+        )
+        + keep,
     )
 
 

@@ -42,7 +42,11 @@ async def evaluate(out: Output, name: str, against: str | None, html: Path | Non
     try:
         with Jobs(appliance.database, out.settings).hold("heavy"):
             found = await judge(
-                out.settings, name, against, on_item=lambda done, total: out.progress(f"{done} of {total} questions")
+                out.settings,
+                name,
+                against,
+                outside=appliance.hosting.use,
+                on_item=lambda done, total: out.progress(f"{done} of {total} questions"),
             )
     finally:
         await appliance.close()
@@ -93,13 +97,15 @@ async def compare(
 
 async def _answered(out: Output, comparison: Comparison, asked: Sequence[Question]) -> list[Pair]:
     """Every question with both answers; the models are loaded only where one was not answered before."""
+    from appliance.plugins.hosting import Hosting
     from appliance.tuning.judging import serving
 
     known = comparison.pairs()
     if all(comparison.key(question) in known for question in asked):
         return [known[comparison.key(question)] for question in asked]
     out.note("Asking both models.")
-    async with serving(out.settings, comparison.models) as handlers:
+    hosting = Hosting(out.settings)
+    async with hosting, serving(out.settings, comparison.models, hosting.use) as handlers:
         return await comparison.answer(
             handlers, asked, tokens=out.settings.answer_tokens,
             on_item=lambda done, total: out.progress(f"{done} of {total} questions"),

@@ -30,12 +30,18 @@ class _Made:
 
 
 class Hosting:
-    """Built once for each process; call `close` at the end."""
+    """Built once for each process; call `close` at the end, or use it as a context."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._made: dict[str, _Made] = {}
         self._making = asyncio.Lock()
+
+    async def __aenter__(self) -> Hosting:
+        return self
+
+    async def __aexit__(self, *_fault: object) -> None:
+        await self.close()
 
     @contextlib.asynccontextmanager
     async def use(self, hosted: Mapping[str, Any]) -> AsyncIterator[Handler]:

@@ -2,8 +2,7 @@
 
 One file of HTML with its own styles and drawings, no script and nothing fetched, so that it can be printed, mailed or put on a
 stick. Everything from outside is escaped by `Markup.format`; a content policy in the page is the second wall. Measures and
-judges nothing: the figures are `evaluate.py`'s, people's choices `blind.py`'s. Reports of earlier versions are shown as far as
-they go.
+judges nothing: the figures are `evaluate.py`'s, people's choices `blind.py`'s. Earlier reports are shown as far as they go.
 """
 
 from __future__ import annotations
@@ -198,6 +197,8 @@ def verdict(report: Report) -> str:
     """The gate's decision in one sentence without figures."""
     name, rival = clean(report.candidate), clean(report.baseline)
     lost = [one.title for one in report.sets.values() if one.role != "information" and one.verdict == "lost"]
+    if report.passed and report.unmeasured:
+        return f"Passed, by its answers alone: {name} is surely better than {rival} in something, and lost nothing measured."
     if report.passed:
         rest = "and lost nothing that is checked" if report.sets else "; nothing else was checked in this run"
         return f"Passed: {name} is surely better than {rival} on lessons that neither had seen{_joined(rest)}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ class Far:
     """`mood`: well; dies (breaks off before an answer); breaks (after two words); mute (never answers); or an HTTP status."""
 
     models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "big", "max_model_len": 8192}])
-    says: str = "Leaves are green because of chlorophyll."
+    says: str | Callable[[list[dict[str, str]]], str] = "Leaves are green because of chlorophyll."
     mood: str = "well"
     port: int = 0
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -66,7 +66,8 @@ class Far:
             return True
         self.asked.append(json.loads(body))
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
-        words = self.says.split(" ")
+        says = self.says if isinstance(self.says, str) else self.says(self.asked[-1]["messages"])
+        words = says.split(" ")
         for number, word in enumerate(words):
             if number == 2 and self.mood == "breaks":
                 writer.transport.abort()
