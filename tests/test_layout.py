@@ -41,6 +41,7 @@ WORK = [
     "reading",
     "programs",
     "quotas",
+    "tuned",
     "year_end",
     "answering",
     "feedback",
@@ -92,6 +93,7 @@ WITHIN = {
     ("practice", "branches"),
     ("practice", "lessons"),
     ("plugins", "tuning"),
+    ("tuned", "programs"),
     ("app", "supervisor"),
 }
 # Value types of the one interface that everything shares: `engine.handler` may be read by any noun.

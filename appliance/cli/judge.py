@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
+from appliance.cli import connecting
 from appliance.cli.output import Output, command
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ WIDEST, NARROWEST = 140, 90  # columns of a terminal in which two answers stand 
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the page here as well.")
 @command
 async def evaluate(out: Output, name: str, against: str | None, html: Path | None) -> int:
-    """Judge a model again on every set: a table here, and a page for people. Exit code 4 where it would not pass."""
+    """Judge a model, or a prompt program, again: a table here, and a page for people. Exit code 4 where it would not pass."""
     from appliance.app import Appliance
     from appliance.files import write_atomically
     from appliance.jobs import Jobs
@@ -40,6 +41,9 @@ async def evaluate(out: Output, name: str, against: str | None, html: Path | Non
 
     appliance = Appliance.open(out.settings)
     try:
+        if (found_program := connecting.program(appliance, name)) is not None:
+            with Jobs(appliance.database, out.settings).hold("heavy"):
+                return await connecting.judge_program(out, appliance, found_program)
         with Jobs(appliance.database, out.settings).hold("heavy"):
             found = await judge(
                 out.settings,
@@ -81,10 +85,17 @@ async def compare(
     out: Output, one: str, other: str, blind: bool, questions: Path | None, count: int, person: str | None
 ) -> int:
     """Ask models A and B the same questions: both answers side by side, or blind."""
+    from appliance.app import Appliance
     from appliance.audit import unix_name
     from appliance.registry import Registry
     from appliance.tuning import blind as comparing
 
+    appliance = Appliance.open(out.settings)
+    try:
+        if any(connecting.program(appliance, name) is not None for name in (one, other)):
+            return connecting.compare_programs(out, appliance, (one, other))
+    finally:
+        await appliance.close()
     registry = Registry(out.settings.models)
     first, second = registry.get(one), registry.get(other)
     asked = comparing.questions(out.settings, questions, count)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,8 @@ class Plugin:
     """title: as a sentence names it. package: what has to be importable, "" for none; extra: of this distribution, brings it.
 
     network: whether it stays off while the box is air-gapped. hosts: which hosts it has to reach, each allowed by name.
-    handler: an unstarted handler for a hosted model's facts (`Manifest.hosted`), where it can serve one.
+    handler: an unstarted handler for a hosted model's facts (`Manifest.hosted`), where it can serve one. judge: judges a prompt
+    program that it made again: of the box, the program's id, and who is told how far it is; its report, with "passed".
     """
 
     name: str
@@ -45,6 +46,7 @@ class Plugin:
     network: bool = True
     hosts: Callable[[Settings], Sequence[Host]] = _nowhere
     handler: Callable[[Settings, Mapping[str, Any]], Handler] | None = None
+    judge: Callable[[Any, str, Callable[[int, int], None]], Awaitable[Mapping[str, Any]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
