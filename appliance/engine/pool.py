@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 QUOTES = "quotes"
 # Another model's tokens, counted in a local one's terms, may be more than that by so much.
 SPARE = 1.2
+LOOK_SECONDS = 5.0  # for which another machine's health is believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class Pool:
         self._active = active
         self._named = named
         self._outside = outside
+        self._looked: dict[str, tuple[float, Health]] = {}
 
     @property
     def context(self) -> int:
@@ -219,7 +222,10 @@ class Pool:
         """A model of another machine as it serves now, or why it does not."""
         try:
             async with self._use(active) as handler:
-                health = await handler.health()
+                at, health = self._looked.get(active.id, (-math.inf, Health(False)))
+                if time.monotonic() - at > LOOK_SECONDS:  # it may be asked over a slow line, and each question asks
+                    health = await handler.health()
+                    self._looked[active.id] = (time.monotonic(), health)
             if health.ok:
                 detail = "The promoted model answers, on another machine outside this building."
                 return Serving(handler.name, active.id, active.title, False, True, detail, active.context), ""

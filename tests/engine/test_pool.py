@@ -245,6 +245,16 @@ async def test_whatever_stops_it_before_its_first_word_the_local_model_answers(f
         assert engine.asked == ["here", "here"] and fault.message in (await made.serving()).detail
 
 
+async def test_the_health_of_another_machine_is_not_asked_for_every_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = Outside()
+    made = beyond(outside, Engine())
+    assert (await made.serving()).model == "far"
+    outside.fault = ModelUnavailable("down")
+    assert (await made.serving()).model == "far", "as it was a moment ago"
+    monkeypatch.setattr("appliance.engine.pool.LOOK_SECONDS", 0.0)
+    assert (await made.serving()).model == "here"
+
+
 async def test_in_mid_answer_nobody_takes_over() -> None:
     outside, engine = Outside(), Engine()
     outside.breaks = True

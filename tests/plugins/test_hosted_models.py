@@ -16,9 +16,10 @@ from appliance.network import Policy
 from appliance.plugins import remote
 from appliance.settings import Settings
 from appliance.tuning import evaluate as evaluating
-from appliance.tuning import judging
+from appliance.tuning import judging, retention
 from appliance.tuning.huggingface import HuggingFaceTuner
 from appliance.tuning.importing import export_model
+from appliance.tuning.pipeline import base_to_tune
 from appliance.tuning.sets import Sets
 from tests.cli.test_models import small
 from tests.outside import allow
@@ -107,8 +108,13 @@ async def test_what_needs_files_says_that_there_are_none(box: Appliance, tmp_pat
     assert caught.value.hint
     with pytest.raises(Unsupported, match="another machine"):
         box.resolve("district")
+    assert retention.plan(box.registry, box.settings.runs, 0).models == [], "it was named by hand, and takes no room"
+    with pytest.raises(Unsupported, match="cannot be tuned here"):
+        base_to_tune(box.registry, "district")
     box.registry.promote("here")
     box.registry.promote("district")
+    with pytest.raises(Unsupported, match="'here' was imported as GGUF alone"):  # what a run would go on from
+        base_to_tune(box.registry, "")
     assert box.resolve("default").id == "here", "the engine warms what stands in for it"
     district = box.registry.get("district")
     with pytest.raises(Unsupported, match="district is on another machine"):
