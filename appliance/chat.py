@@ -164,16 +164,17 @@ class Chat:
                 yield event
             return
         task = f"{how.module}/{how.subject.casefold()}" if how.subject else how.module
-        serving = await self._pool.serving(task)
+        inside = not user.staff and self._settings.hosted_for != "everyone"
+        serving = await self._pool.serving(task, inside)
         starter = await self._is_starter(how.model, serving)
         room = self._room(serving, starter, how.max_tokens)
-        count = partial(self._pool.count, task=task, model=how.model)
+        count = partial(self._pool.count, task=task, model=how.model, inside=inside)
         render, form = await self._rendering(question, history, how, lesson, count, room)
         plan = await fit(render, sources.passages, history, instructions, count, room, strict=lesson.strict)
         request = Request(
             plan.messages, how.model, room.answer, how.temperature, top_p=how.top_p, seed=how.seed, stop=tuple(how.stop),
             user=user.id, group=_group(user), repeat_penalty=STARTER_PENALTY if starter else 1.0,
-            passages=tuple(sources.passages), question=meant, task=task, schema=form,
+            passages=tuple(sources.passages), question=meant, task=task, schema=form, inside=inside,
         )  # fmt: skip
         async with aclosing(self._events(request, plan, sources, serving, starter)) as events:
             async for event in events:

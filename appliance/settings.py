@@ -89,6 +89,16 @@ class Settings(BaseSettings):
     gpu_window: str = Field("", description="Hours in which tuning may use a GPU, such as 20:00-06:00; empty is always.")
     disk_reserve_mb: int = Field(500, ge=0, description="Free space that tuning and adding documents leave alone.")
 
+    # --- models of other machines -----------------------------------------------------------------------------------------
+    hosted_for: Literal["staff", "everyone"] = Field(
+        "staff",
+        description="Whose questions, with the passages found for them, a promoted model of another machine may be sent: staff "
+        "answers pupils by the local model before it, so that no pupil's word leaves the building; everyone sends theirs too.",
+    )
+    hosted_http: bool = Field(
+        False, description="Reach model servers at private addresses without encryption, such as http://10.0.0.7:8000."
+    )
+
     # --- sign-in by the school's directory, LDAP or Active Directory --------------------------------------------------
     ldap_url: str = Field(
         "", description="The school's directory: ldaps://ldap.school.example, or ldap:// (then made safe by StartTLS); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,10 +17,10 @@ from appliance.accounts import User
 from appliance.chat import LONGEST_QUESTION, clean_question
 from appliance.classes import Classes
 from appliance.conversations import short_title
-from appliance.engine.handler import Message
+from appliance.engine.handler import Message, Request
 from appliance.engine.pool import Active, Pool
 from appliance.engine.quotes import NOT_COVERED, Quotes
-from appliance.errors import BadInput, Conflict, ModelUnavailable, NotFound, NotSignedIn, TooLarge
+from appliance.errors import BadInput, Conflict, Forbidden, ModelUnavailable, NotFound, NotSignedIn, TooLarge
 from appliance.knowledge.library import Found
 from appliance.openings import NONE_ASKED, NOT_FROM_THEM, ONLY_DOCUMENTS
 from appliance.running import Event
@@ -113,6 +114,19 @@ def pupil(box: Any, me: User) -> User:
     Classes(box.database).set_strict("7 B", True)
     Classes(box.database).set_strict("Chess club", False)
     return replace(me, classes=frozenset({"Chess club", "7b"}))
+
+
+async def test_what_a_pupil_writes_stays_in_the_building_unless_the_school_says_otherwise(box: Any, me: User) -> None:
+    inside = box.pool.requests
+    for user in (me, replace(me, role="pupil"), replace(me, role="teacher"), replace(me, role="unheard of")):
+        with contextlib.suppress(Forbidden):
+            await listed(box.chat.complete(user, [Message("user", LEAF_QUESTION)]))
+    assert [request.inside for request in inside] == [False, True, False]
+    inside.clear()
+    box.chat._settings = box.settings.model_copy(update={"hosted_for": "everyone"})
+    await listed(box.chat.complete(replace(me, role="pupil"), [Message("user", LEAF_QUESTION)]))
+    assert [request.inside for request in inside] == [False]
+    assert Request([]).inside, "who does not say otherwise stays inside"
 
 
 @pytest.mark.parametrize("how", [{}, {"starter": True}, {"down": True}, {"model": None}])

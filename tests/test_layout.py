@@ -44,6 +44,7 @@ WORK = [
     "reading",
     "programs",
     "quotas",
+    "tuned",
     "year_end",
     "answering",
     "feedback",
@@ -104,6 +105,7 @@ WITHIN = {
     ("plugins", "practice"),  # the moves that a rubric counts
     ("plugins", "programs"),
     ("plugins", "reading"),
+    ("tuned", "programs"),
     ("app", "supervisor"),
 }
 # Value types of the one interface that everything shares: `engine.handler` may be read by any noun.

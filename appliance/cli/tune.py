@@ -273,7 +273,12 @@ async def _evaluate(out: Output, appliance: Any, _method: Method, id: str) -> in
     from appliance.tuning.judging import judge
 
     with _queue(appliance).hold("heavy"):
-        judged = await judge(appliance.settings, id, on_item=lambda done, total: out.progress(f"{done} of {total}"))
+        judged = await judge(
+            appliance.settings,
+            id,
+            outside=appliance.hosting.use,
+            on_item=lambda done, total: out.progress(f"{done} of {total}"),
+        )
     show_report(out, judged.report)
     out.say(f"The report: {judged.html}")
     out.result({"id": id, "report": judged.report.to_json(), "page": judged.html})
@@ -326,6 +331,9 @@ def show(out: Output, result: TuneResult) -> None:
 def show_report(out: Output, report: Report) -> None:
     """What the gate found."""
     out.say()
+    if report.unmeasured:
+        _show_answers(out, report)
+        return
     change = report.difference
     out.table(
         ("held out", "loss before", "loss after", "95 % interval of the change"),
@@ -348,3 +356,19 @@ def show_report(out: Output, report: Report) -> None:
     if not report.passed:
         for reason in report.reasons:
             out.say(reason)
+
+
+def _show_answers(out: Output, report: Report) -> None:
+    """What the gate found where one of the two models tells no likelihoods."""
+    from appliance.tuning.verdicts import shown
+
+    rows = [
+        (one.title, shown(one.before.value, one.unit), shown(one.after.value, one.unit), one.verdict)
+        for one in report.sets.values()
+    ]
+    out.table(("asked", report.baseline, report.candidate, "verdict"), rows)
+    for line in report.table:
+        if line.name in ("bytes", "cost"):
+            out.say(f"{line.title}: {report.baseline} {line.without}; {report.candidate} {line.tuned}. {line.note}")
+    for reason in report.reasons:
+        out.say(reason)

@@ -37,6 +37,7 @@ from appliance.errors import (
     NotFound,
     StorageFull,
     UnderWay,
+    Unsupported,
     from_os_error,
 )
 from appliance.files import sha256_of, sync
@@ -348,6 +349,8 @@ def export_model(
     ModelUnavailable, Unsupported, StorageFull.
     """
     manifest = registry.get(name)
+    if manifest.kind == "hosted":
+        raise Unsupported(f"{manifest.id} is on another machine: there is no file to copy.", "Ask who runs that machine.")
     kind = kind or ("adapter" if manifest.kind == "adapter" else "gguf")
     file = "adapter.gguf" if kind == "adapter" else "model.gguf"
     if kind == "merged" and manifest.base is None:

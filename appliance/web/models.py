@@ -14,6 +14,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from appliance.errors import ApplianceError, BadInput, GateNotPassed, NotFound
+from appliance.plugins import states
+from appliance.tuned import listed
 from appliance.tuning import blind, report_page
 from appliance.tuning.evaluate import Report
 from appliance.web import auth, show
@@ -46,8 +48,10 @@ async def _models(request: Request, error: ApplianceError | None = None, refused
     box = auth.box(request)
     found = (await asyncio.to_thread(box.registry.list))[::-1]
     rows = [await asyncio.to_thread(_row, one) for one in found]
+    tuned = await asyncio.to_thread(listed, box.registry, box.chat.programs, box.database)
     return await show.page(
         request, "models.html", error.status if error else 200, error=error, refused=refused, reason=reason, rows=rows,
+        tuned=tuned[::-1], plugins=await asyncio.to_thread(states, box.settings),
         serving=await box.pool.serving(), may_change=box.accounts.can(user, "change", "model"),
         running=[one for one in await asyncio.to_thread(box.jobs.list) if not one.ended and one.kind == "retrain"],
     )  # fmt: skip
@@ -96,13 +100,27 @@ async def promote(request: Request, id: str) -> Response:
     user = await _enter(request, "change")
     data = await auth.form(request)
     reason = auth.text(data, "reason").strip()[:500]
+    box = auth.box(request)
     try:
-        await auth.box(request).promote(id, accept=reason, actor=user.id)
+        if await asyncio.to_thread(_is_program, box, id):
+            await asyncio.to_thread(box.chat.programs.promote, user, id, accept=reason)
+        else:
+            await box.promote(id, accept=reason, actor=user.id)
     except GateNotPassed as error:
         return await _models(request, error, id, reason)
     except ApplianceError as error:
         return await _models(request, error)
     return RedirectResponse("/admin/models", 303)
+
+
+def _is_program(box: Any, id: str) -> bool:
+    if id in box.registry.ids():
+        return False
+    try:
+        box.chat.programs.get(id)
+    except NotFound:
+        return False
+    return True
 
 
 @router.post("/admin/models/rollback")

@@ -131,7 +131,7 @@ class PretendPool:
         self.requests: list[Request] = []
         self.open = 0
 
-    async def serving(self, task: str = "") -> Serving:  # noqa: ARG002
+    async def serving(self, task: str = "", inside: bool = False) -> Serving:  # noqa: ARG002
         if self.model is None or self.down:
             return Serving("quotes", "quotes", "Quotes from the documents", False, not self.down, "Quotes answer.")
         return Serving("llama", self.model, "Green model", self.starter, True, "The promoted model answers.")
@@ -164,8 +164,8 @@ class PretendPool:
             raise NotFound(f"There is no model called {name!r}.", "See /v1/models.")
         return self.starter
 
-    async def count(self, messages: Sequence[Message], task: str = "", model: str = "default") -> int:
-        del task, model
+    async def count(self, messages: Sequence[Message], task: str = "", model: str = "default", inside: bool = True) -> int:
+        del task, model, inside
         return sum(len(message.content.split()) for message in messages)
 
     async def embed(self, texts: Sequence[str]) -> Any:

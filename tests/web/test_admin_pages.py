@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from appliance import prompts
 from appliance.errors import GateNotPassed
-from appliance.registry import Registry
+from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
 from tests.web.staff import signed_in
 
@@ -157,6 +158,34 @@ async def test_a_model_is_served_with_a_reason_and_gone_back_from(
     assert "3 rows would be used." in plan and "&lt;review&gt;" in plan
     started = await person.post("/admin/retrain")
     assert started.headers["location"].startswith("/admin/jobs/") and box.jobs.list()[0].kind == "retrain"
+
+
+async def test_everything_that_was_tuned_stands_in_one_table_and_plugins_say_what_they_need(
+    box: Any, person: httpx.AsyncClient, models: Registry
+) -> None:
+    about = {"plugin": "openai", "model": "ft:x", "base": "gpt-<i>", "method": "supervised", "cost": 1.5, "currency": "USD"}
+    far = Manifest("far-1", "hosted", "Far <b>model", "terms", 4096, {}, hosted=about, dataset="d" * 64)
+    models.add_hosted(far)
+    me = box.accounts.local_administrator()
+    word = prompts.load("teacher_responder").as_program()
+    made = box.chat.programs.add(me, word, report={"passed": True, "method": "bootstrap"}, maker="dspy")
+    plain = box.chat.programs.add(me, word, subject="history", maker="import")
+    page = (await person.get("/admin/models")).text
+    for words in (
+        "openai supervised",
+        "gpt-&lt;i&gt;",
+        "1.5 USD",
+        "dddddddd",
+        "dspy bootstrap",
+        "imported",
+        "on another machine",
+    ):
+        assert words in page, words
+    assert "Far <b>" not in page and "Another model server is off while the box is air-gapped." in page
+    assert (await person.post(f"/admin/models/{plain.id}/promote")).status_code == 409
+    done = await person.post(f"/admin/models/{made.id}/promote")
+    assert done.status_code == 303 and box.chat.programs.get(made.id).state == "active"
+    assert box.audit.entries(thing=made.id)[-1].actor == box.accounts.named("Ms Green").id
 
 
 async def test_a_report_is_shown_and_may_do_nothing(person: httpx.AsyncClient, models: Registry) -> None:
