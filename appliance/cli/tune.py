@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from appliance.cli import tune_openai
 from appliance.cli.output import Output, command, seconds
 from appliance.errors import BadInput, NotFound, UnderWay
 
@@ -38,7 +39,7 @@ VERBS = ("start", "status", "list", "cancel", "evaluate", "promote")
 
 @click.group()
 def tune() -> None:
-    """Tune a model on tutoring examples, on this machine."""
+    """Tune a model on tutoring examples: on this machine, or elsewhere where the school chooses it."""
 
 
 # --- one method: transformers on this machine --------------------------------------------------------------------------
@@ -159,7 +160,11 @@ class Method:
     start: Callable[[Output, dict[str, Any]], Awaitable[int]]
 
 
-METHODS = {"huggingface": Method(("tune huggingface", "retrain"), _start_huggingface)}
+METHODS = {
+    "huggingface": Method(("tune huggingface", "retrain"), _start_huggingface),
+    "openai": Method(tune_openai.KINDS, tune_openai.start),
+}
+tune.add_command(tune_openai.openai)
 
 
 async def perform(out: Output, method: Method, verb: str, id: str | None, options: dict[str, Any]) -> int:
