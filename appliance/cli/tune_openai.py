@@ -30,9 +30,7 @@ VERBS = ("start", "status", "list", "cancel", "evaluate", "promote", "models")
 @click.option("--method", type=click.Choice(["supervised", "preference"]), default="supervised", show_default=True)
 @click.option("--validation", type=click.Path(path_type=Path), default=None, help="File of rows that the service measures by.")
 @click.option("--suffix", default="", help="A word in the new model's name there.")
-@click.option(
-    "--epochs", type=click.IntRange(1, 50), default=None, help="Passes over the rows; left out: it decides."
-)
+@click.option("--epochs", type=click.IntRange(1, 50), default=None, help="Passes over the rows; left out: it decides.")
 @click.option("--batch", type=click.IntRange(1, 256), default=None, help="Rows in a batch.")
 @click.option("--rate", type=click.FloatRange(0, 10, min_open=True), default=None, help="Multiplier of the learning rate.")
 @click.option("--beta", type=click.FloatRange(0, 2, min_open=True), default=None, help="Of the method preference.")

@@ -42,7 +42,9 @@ class Cut(Response):
         await send({"type": "http.response.body", "body": b'{"id"', "more_body": True})
 
 
-def refusal(status: int, message: str, code: str | None = None, kind: str = "invalid_request_error", **headers: str) -> Response:
+def refusal(
+    status: int, message: str, code: str | None = None, kind: str = "invalid_request_error", **headers: str
+) -> Response:
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     return JSONResponse(body, status, headers=headers)
 
@@ -56,6 +58,10 @@ class Service:
             write_certificates(folder)
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}/v1"
         self.host = Host("127.0.0.1", self.port)
+        self.reset()
+
+    def reset(self) -> None:
+        """As it was on the first day."""
         self.calls: list[str] = []
         self.bodies: list[bytes] = []
         self.files: dict[str, Row] = {}
@@ -69,7 +75,6 @@ class Service:
         self.key = KEY
         self.pace = 0.0  # seconds a word
         self.break_after = 0  # words of an answer, then the line breaks
-        self.garbage = False
 
     def count(self, call: str) -> int:
         return sum(one == call for one in self.calls)
@@ -107,7 +112,7 @@ class Service:
         await planned()
         return await go_on(request)
 
-    # --- files and models ---------------------------------------------------------------------------------------------------
+    # --- files and models ---------------------------------------------------------------------------------------------
     async def _models(self) -> Response:
         data = [{"id": name, "object": "model", "created": 1, "owned_by": "openai"} for name in self.models]
         return JSONResponse({"object": "list", "data": data})
@@ -142,7 +147,7 @@ class Service:
         some = rows[begin : begin + limit]
         return JSONResponse({"object": "list", "data": some, "has_more": begin + limit < len(rows)})
 
-    # --- jobs -----------------------------------------------------------------------------------------------------------------
+    # --- jobs ---------------------------------------------------------------------------------------------------------
     async def _create(self, request: Request) -> Response:
         asked = await request.json()
         if asked["model"] not in self.models:
@@ -218,7 +223,7 @@ class Service:
             ],
         )  # fmt: skip
 
-    # --- answers ----------------------------------------------------------------------------------------------------------------
+    # --- answers ------------------------------------------------------------------------------------------------------
     async def _chat(self, request: Request) -> Response:
         asked = await request.json()
         if asked["model"] not in self.models:
