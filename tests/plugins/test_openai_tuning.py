@@ -85,6 +85,14 @@ async def work(settings: Settings, database: Database, prepared: Prepared) -> Jo
     return await work_one(queue, job.id, handlers(Box(settings, database)))  # type: ignore[arg-type]
 
 
+async def under_way(far: Service, doing: asyncio.Task[Job]) -> None:
+    """Until the job there was looked at twice."""
+    async with asyncio.timeout(30):
+        while far.count("GET /v1/fine_tuning/jobs/ftjob-1") < 2:
+            assert not doing.done(), doing.result().error
+            await asyncio.sleep(0.02)
+
+
 # --- the whole way ----------------------------------------------------------------------------------------------------
 async def test_from_a_file_to_a_model_in_the_registry(
     tuner: OpenAIFineTuner, far: Service, database: Database, tmp_path: Path
@@ -342,8 +350,7 @@ async def test_a_process_that_dies_is_taken_up_where_it_was(
     tuner.confirm(prepared, WHO)
     queue, job = queued(settings, database, prepared)
     doing = asyncio.create_task(work_one(queue, job.id, handlers(Box(settings, database))))  # type: ignore[arg-type]
-    while far.count("GET /v1/fine_tuning/jobs/ftjob-1") < 2:
-        await asyncio.sleep(0.02)
+    await under_way(far, doing)
     doing.cancel()
     await asyncio.gather(doing, return_exceptions=True)
     assert queue.get(job.id).state == "queued" and far.jobs["ftjob-1"]["status"] == "running"
@@ -359,8 +366,7 @@ async def test_cancelling_the_job_here_ends_it_there(
     tuner.confirm(prepared, WHO)
     queue, job = queued(settings, database, prepared)
     doing = asyncio.create_task(work_one(queue, job.id, handlers(Box(settings, database))))  # type: ignore[arg-type]
-    while far.count("GET /v1/fine_tuning/jobs/ftjob-1") < 2:
-        await asyncio.sleep(0.02)
+    await under_way(far, doing)
     await asyncio.to_thread(queue.cancel, job.id)
     assert (await doing).state == "cancelled"
     assert far.jobs["ftjob-1"]["status"] == "cancelled" and tuner.kept.get(prepared.id).status == "cancelled"
@@ -373,8 +379,7 @@ async def test_closing_the_policy_marks_the_job_and_nothing_hangs(
     tuner.confirm(prepared, WHO)
     queue, job = queued(settings, database, prepared)
     doing = asyncio.create_task(work_one(queue, job.id, handlers(Box(settings, database))))  # type: ignore[arg-type]
-    while far.count("GET /v1/fine_tuning/jobs/ftjob-1") < 2:
-        await asyncio.sleep(0.02)
+    await under_way(far, doing)
     Policy(settings.network).deny(far.host.name, far.host.port)
     async with asyncio.timeout(10):
         ended = await doing
