@@ -168,6 +168,31 @@ class Settings(BaseSettings):
         "pupil", description="The role of who has none of these values; empty lets nobody else in."
     )
 
+    # --- fine-tuning and answers by OpenAI, where a school chooses it ---------------------------------------------------
+    openai_url: str = Field(
+        "https://api.openai.com/v1", description="Where OpenAI's service is reached; its host must be allowed as well, see "
+        "`appliance network allow`."
+    )  # fmt: skip
+    openai_key_file: Path | None = Field(
+        None, description="File with the key of the school's account there, for the appliance's user alone; empty: systemd's "
+        "credential openai-key."
+    )  # fmt: skip
+    openai_ca_file: Path | None = Field(
+        None, description="File with the certificate authority of its certificate; empty is the system's."
+    )
+    openai_prices: Path | None = Field(
+        None,
+        description="File with its prices and limits, as appliance/content/openai.toml, which is used where this is empty.",
+    )
+    openai_budget: float = Field(
+        10.0,
+        ge=0,
+        le=1_000_000,
+        description="What its answers may cost in a month, in the money of the prices; then it refuses.",
+    )
+    openai_seconds: float = Field(60.0, ge=0.1, le=600, description="Longest wait for one of its answers, or for it to speak.")
+    openai_poll_seconds: float = Field(20.0, ge=0.1, le=3600, description="Time between two looks at a fine-tuning there.")
+
     @field_validator("ldap_url")
     @classmethod
     def _directory(cls, value: str) -> str:
@@ -182,13 +207,20 @@ class Settings(BaseSettings):
             raise ValueError("write it in brackets and with {name} where the name belongs")
         return value
 
-    @field_validator("oidc_issuer", "oidc_redirect")
+    @field_validator("oidc_issuer", "oidc_redirect", "openai_url")
     @classmethod
     def _https(cls, value: str) -> str:
         """Without encryption only on this same machine, where there is no line to listen on."""
         here = r"http://(127\.0\.0\.1|\[::1\]|localhost)(:[0-9]{1,5})?(/[^\s?#]*)?"
         if value and not re.fullmatch(rf"https://[^\s/@?#]+(/[^\s?#]*)?|{here}", value):
             raise ValueError("write it as https://HOST/PATH")
+        return value
+
+    @field_validator("openai_url")
+    @classmethod
+    def _version(cls, value: str) -> str:
+        if not value.endswith("/v1"):
+            raise ValueError("write it as https://HOST/v1")
         return value
 
     @field_validator("home")
@@ -273,6 +305,11 @@ class Settings(BaseSettings):
     def runs(self) -> Path:
         """Tuning runs: recipe, data, checkpoints, loss log, report."""
         return self.home / "runs"
+
+    @property
+    def openai(self) -> Path:
+        """What answers by OpenAI have cost, month by month."""
+        return self.home / "openai"
 
     @property
     def standing(self) -> Path:

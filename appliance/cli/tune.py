@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from appliance.cli import tune_dspy
+from appliance.cli import tune_dspy, tune_openai
 from appliance.cli.output import Output, command, seconds
 from appliance.errors import BadInput, NotFound, UnderWay
 
@@ -41,7 +41,7 @@ VERBS = ("start", "status", "list", "cancel", "evaluate", "promote")
 
 @click.group()
 def tune() -> None:
-    """Tune a model on tutoring examples, on this machine."""
+    """Tune a model on tutoring examples: on this machine, or elsewhere where the school chooses it."""
 
 
 # --- one method: transformers on this machine --------------------------------------------------------------------------
@@ -202,7 +202,9 @@ class Method:
 METHODS = {
     "huggingface": Method(("tune huggingface", "retrain"), _start_huggingface),
     "dspy": Method(("tune dspy",), tune_dspy.start, maker="dspy", things="modules list", promote=tune_dspy.promote),
+    "openai": Method(tune_openai.KINDS, tune_openai.start),
 }
+tune.add_command(tune_openai.openai)
 
 
 async def perform(out: Output, method: Method, verb: str, id: str | None, options: dict[str, Any]) -> int:

@@ -27,8 +27,10 @@ from appliance.engine.scheduler import LlamaHandler
 from appliance.engine.transformers_gpu import TransformersHandler
 from appliance.errors import ApplianceError, BadInput, Busy, ModelUnavailable, TooLarge, Unsupported
 from appliance.plugins import remote as servers
+from appliance.plugins.openai import OpenAIHandler
 from tests.engine.serving import engine_on_a_socket, peer_client, peer_server, transformers_served
 from tests.outside import allow
+from tests.plugins.openai_server import TUNED, Service, connected, service
 from tests.test_egress import egress
 
 QUESTION = [Message("system", "You are the school's teaching assistant."), Message("user", "Why are leaves green?")]
@@ -106,6 +108,22 @@ async def remote(fixture: Fixture) -> AsyncIterator[Handler]:
         await made.close()
 
 
+@asynccontextmanager
+async def openai(fixture: Fixture) -> AsyncIterator[Handler]:
+    """Through a real egress, from a local server that speaks the service's API."""
+    settings = connected(fixture("tmp_path") / "box", fixture("openai_service"), openai_budget=1e6)
+    async with egress(settings):
+        made = OpenAIHandler(settings, TUNED)
+        yield made
+        await made.close()
+
+
+@pytest.fixture(scope="module")
+def openai_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with service(tmp_path_factory.mktemp("openai")) as made:
+        yield made
+
+
 @pytest.fixture(scope="module")
 def hugging_face() -> Iterator[TransformersHandler]:
     with transformers_served() as made:
@@ -127,6 +145,7 @@ MAKERS = [
     pytest.param(engine, marks=pytest.mark.llama),
     pytest.param(peer, marks=[pytest.mark.llama, pytest.mark.slow]),
     pytest.param(remote, marks=[pytest.mark.llama, pytest.mark.slow]),
+    openai,
 ]
 
 
@@ -136,7 +155,7 @@ class Case:
     handler: Handler
 
 
-@pytest.fixture(params=MAKERS, ids=["fake", "quotes", "llama", "transformers", "engine", "peer", "remote"])
+@pytest.fixture(params=MAKERS, ids=["fake", "quotes", "llama", "transformers", "engine", "peer", "remote", "openai"])
 async def case(request: pytest.FixtureRequest) -> AsyncIterator[Case]:
     make: Make = request.param
     async with make(request.getfixturevalue) as made:
