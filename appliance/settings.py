@@ -174,8 +174,9 @@ class Settings(BaseSettings):
         "`appliance network allow`."
     )  # fmt: skip
     openai_key_file: Path | None = Field(
-        None, description="File with the key of the school's account there, for the appliance's user alone; empty: systemd's "
-        "credential openai-key."
+        None, description="File with the key of the school's account there, for the appliance's user alone (chmod 0600); the "
+        "commands need it. Empty: systemd's credential openai-key, which the services get from /etc/credstore/openai-key "
+        "(root, chmod 0600) where that is there when they start."
     )  # fmt: skip
     openai_ca_file: Path | None = Field(
         None, description="File with the certificate authority of its certificate; empty is the system's."

@@ -97,11 +97,12 @@ def _of_program(program: Program) -> Tuned:
     parts = report.get("parts")
     rows = sum(one for one in parts.values() if isinstance(one, int)) if isinstance(parts, Mapping) else 0
     tokens = [report[name] for name in ("prompt", "completion") if isinstance(report.get(name), int)]
+    money = f"{report['cost']} {report.get('currency') or ''}".strip() if report.get("cost") is not None else ""
     brought = program.maker in ("", "import")
     method = "imported" if brought else f"{program.maker} {report.get('method') or ''}".strip()
     return Tuned(
         program.id, place, "program", method, place, str(report.get("dataset") or ""), rows,
-        _passed(report), _scores(report), f"{sum(tokens)} tokens" if tokens else "", 0, program.created,
+        _passed(report), _scores(report), money or (f"{sum(tokens)} tokens" if tokens else ""), 0, program.created,
         SERVES.get(program.state, ()),
     )  # fmt: skip
 

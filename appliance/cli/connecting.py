@@ -74,9 +74,11 @@ async def list_plugins(out: Output) -> int:
     from appliance.plugins import states
 
     found = states(out.settings)
+    if found:
+        out.table(("plugin", "what it is", "state"), [(one.name, one.title, "ready" if one.ready else "off") for one in found])
     for one in found:
-        out.say(f"{one.name}: {one.title}. Ready." if one.ready else f"{one.name}: {one.message}")
         if not one.ready:
+            out.say(f"{one.name}: {one.message}")
             out.say(f"  {one.hint}")
     if not found:
         out.say("There are no plugins.")

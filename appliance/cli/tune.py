@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from appliance.cli import tune_dspy, tune_openai
+from appliance.cli import connecting, tune_dspy, tune_openai
 from appliance.cli.output import Output, command, seconds
 from appliance.errors import BadInput, NotFound, UnderWay
 
@@ -47,9 +47,9 @@ def tune() -> None:
 # --- one method: transformers on this machine --------------------------------------------------------------------------
 
 
-@tune.command()
-@click.argument("verb", type=click.Choice(VERBS), default="start")
-@click.argument("id", required=False)
+@tune.command(short_help="A model on this machine: LoRA or QLoRA.")
+@click.argument("verb", metavar="[VERB]", type=click.Choice(VERBS), default="start")
+@click.argument("id", metavar="[ID]", required=False)
 @click.option("--examples", type=click.Path(path_type=Path), help="JSONL or TOML file, or a folder of them.")
 @click.option("--base", default=None, help="Base model's id; that of what serves where left out.")
 @click.option("--method", type=click.Choice(["auto", "lora", "qlora", "lora8"]), default=None)
@@ -154,9 +154,9 @@ def outcome(job: Job) -> TuneResult:
 # --- another: DSPy, for the prompt modules --------------------------------------------------------------------------------
 
 
-@tune.command()
-@click.argument("verb", type=click.Choice(VERBS), default="start")
-@click.argument("name", metavar="MODULE|ID", required=False)
+@tune.command(short_help="The words of a prompt module, with DSPy; off while air-gapped.")
+@click.argument("verb", metavar="[VERB]", type=click.Choice(VERBS), default="start")
+@click.argument("name", metavar="[MODULE|ID]", required=False)
 @click.option(
     "--examples", type=click.Path(path_type=Path), help="JSONL or TOML file, or a folder; else what was reviewed here."
 )
@@ -164,14 +164,16 @@ def outcome(job: Job) -> TuneResult:
 @click.option("--metric", type=click.Choice(tune_dspy.METRICS), multiple=True, help="Several count as their mean.")
 @click.option("--subject", default="", help="The program is for this subject only.")
 @click.option("--grade", default="", help="The program is for this grade only.")
-@click.option("--seed", type=click.IntRange(min=0), default=0)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed searches the same way.")
 @click.option("--budget", type=click.IntRange(min=1), default=None, help="Calls to the model at most, judging included.")
-@click.option("--model", default=None, metavar="ID", help="Ask this model; that which serves where left out.")
+@click.option("--model", default=None, metavar="ID", help="Ask this model; left out, the one that answers in the building.")
 @click.option("--no-promote", is_flag=True, help="Judge it, keep it, but do not serve it.")
 @click.option("--yes", is_flag=True, help="Do not ask before examples go to a model of another machine.")
 @command
 async def dspy(out: Output, verb: str, name: str | None, **options: Any) -> int:
     """Optimise a prompt module with DSPy; judged on held-out examples, and promoted if it is surely better.
+
+    Off while the box is air-gapped. What was optimised goes on serving after the line is cut: it is only a prompt.
 
     VERB is start (may not be left out before a MODULE), status, list, cancel (of a job's ID, or of what runs), evaluate and
     promote (of a program's ID).
@@ -289,7 +291,9 @@ async def _evaluate(out: Output, appliance: Any, _method: Method, id: str) -> in
 
 async def _promote(out: Output, appliance: Any, _method: Method, id: str) -> int:
     manifest = await appliance.promote(id)
-    out.say(f"{manifest.id} serves now.")
+    out.say(f"{manifest.id} serves now. `appliance models rollback` undoes it.")
+    if manifest.hosted is not None:
+        out.say(connecting.who_is_sent_there(appliance))
     out.result({"id": manifest.id, "promoted": True})
     return 0
 

@@ -38,6 +38,7 @@ async def start(out: Output, options: dict[str, Any]) -> int:
     try:
         dspy_job.check(appliance, order)
         _confirm(appliance, order, options["yes"])
+        _note(appliance, order)
         result = await _run(out, appliance, order)
     finally:
         await appliance.close()
@@ -53,6 +54,13 @@ def _confirm(appliance: Any, order: Order, yes: bool) -> None:
         return
     click.echo(f"{manifest.id} is a model of another machine: the examples go there, with personal data taken out.", err=True)
     click.confirm("Send them?", abort=True, err=True)
+
+
+def _note(appliance: Any, order: Order) -> None:
+    """Who had examples sent to another machine stands in the audit."""
+    manifest = appliance.registry.get(order.model) if order.model else None
+    if manifest is not None and manifest.hosted:
+        appliance.audit.note("send examples", manifest.id, {"module": order.module, "method": order.method})
 
 
 async def _run(out: Output, appliance: Any, order: Order) -> dict[str, Any]:
@@ -90,12 +98,14 @@ def outcome(job: Job) -> dict[str, Any]:
 
 async def evaluate(out: Output, appliance: Any, _method: Any, id: str, *, examples: Path | None) -> int:
     """Judge a program again: on a file's rows, else on those that its run held out."""
+    from appliance.jobs import Jobs
     from appliance.plugins import dspy_job
 
     def tell(_stage: str, done: int, total: int, _left: float | None, _facts: dict[str, Any]) -> None:
         out.progress(f"{done} of {total}")
 
-    report = await dspy_job.judge(appliance, id, examples, tell)
+    with Jobs(appliance.database, out.settings).hold("heavy"):
+        report = await dspy_job.judge(appliance, id, examples, tell)
     show_report(out, report)
     out.result({"id": id, "report": report})
     return 0 if report["passed"] else 4
@@ -114,11 +124,16 @@ def show(out: Output, result: dict[str, Any]) -> None:
     show_report(out, report)
     out.say(
         f"{report['method']}: {report['calls']} calls ({report['asked']} asked now), {report['prompt'] + report['completion']} "
-        f"tokens, {report['tried']} programs tried, {report['seconds']:.0f} s"
+        f"tokens{cost(report)}, {report['tried']} programs tried, {report['seconds']:.0f} s"
         + (", cut short by the budget." if report["spent"] else ".")
     )
     serves = "serves now" if result["promoted"] else "is kept as a candidate and was not promoted"
     out.say(f"{result['id']} for {result['module']} {serves}: `appliance modules show {result['id']}`.")
+
+
+def cost(report: dict[str, Any]) -> str:
+    """What the model's owner takes for them, where that is known."""
+    return f" (about {report['cost']:.2f} {report['currency']})" if "cost" in report else ""
 
 
 def show_report(out: Output, report: dict[str, Any]) -> None:

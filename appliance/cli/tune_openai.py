@@ -22,19 +22,19 @@ KINDS = ("tune openai",)
 VERBS = ("start", "status", "list", "cancel", "evaluate", "promote", "models")
 
 
-@click.command()
-@click.argument("verb", type=click.Choice(VERBS), default="start")
-@click.argument("id", required=False)
+@click.command(short_help="A model at OpenAI; off while air-gapped.")
+@click.argument("verb", metavar="[VERB]", type=click.Choice(VERBS), default="start")
+@click.argument("id", metavar="[ID]", required=False)
 @click.option("--examples", type=click.Path(path_type=Path), help="JSONL or TOML file, or a folder of them.")
 @click.option("--model", default="gpt-4.1-mini", show_default=True, help="Base model, as the list of prices names it.")
 @click.option("--method", type=click.Choice(["supervised", "preference"]), default="supervised", show_default=True)
 @click.option("--validation", type=click.Path(path_type=Path), default=None, help="File of rows that the service measures by.")
 @click.option("--suffix", default="", help="A word in the new model's name there.")
-@click.option("--epochs", type=click.IntRange(1, 50), default=None, help="Passes over the rows; left out: it decides.")
+@click.option("--epochs", type=click.IntRange(1, 50), default=None, help="Passes over the rows; left out, the service decides.")
 @click.option("--batch", type=click.IntRange(1, 256), default=None, help="Rows in a batch.")
 @click.option("--rate", type=click.FloatRange(0, 10, min_open=True), default=None, help="Multiplier of the learning rate.")
-@click.option("--beta", type=click.FloatRange(0, 2, min_open=True), default=None, help="Of the method preference.")
-@click.option("--seed", type=click.IntRange(min=0), default=None)
+@click.option("--beta", type=click.FloatRange(0, 2, min_open=True), default=None, help="Of preference: nearness to the base.")
+@click.option("--seed", type=click.IntRange(min=0), default=None, help="Given to the service as it is.")
 @click.option("--dry-run", is_flag=True, help="Prepare the files and tell the cost; send nothing, ask nobody.")
 @click.option("--confirm", default="", metavar="NAME", help="Who answers for what leaves the building: first and last name.")
 @command
@@ -96,7 +96,10 @@ async def _send(out: Output, appliance: Appliance, tuner: OpenAIFineTuner, prepa
         out.say(f"The job {job.id} was cancelled; the same command begins anew, and its files need not be sent again.")
         out.result({"id": None, "promoted": False, "report": None, "reasons": ["It was cancelled."], "job": job.id})
         return 1
-    out.say(f"{result['id']}: {result['model']} is in the registry; it cost about {result['cost']:.2f} {result['currency']}.")
+    out.say(
+        f"{result['id']}: {result['model']} is in the registry; it cost about {result['cost']:.2f} {result['currency']}, "
+        f"by prices as of {prepared.dated}: its bill says what it did."
+    )
     for reason in result["reasons"]:
         out.say(reason)
     out.result(result)

@@ -35,8 +35,9 @@ class Plugin:
     """title: as a sentence names it. package: what has to be importable, "" for none; extra: of this distribution, brings it.
 
     network: whether it stays off while the box is air-gapped. hosts: which hosts it has to reach, each allowed by name.
-    handler: an unstarted handler for a hosted model's facts (`Manifest.hosted`), where it can serve one. judge: judges a prompt
-    program that it made again: of the box, the program's id, and who is told how far it is; its report, with "passed".
+    handler: an unstarted handler for a hosted model's facts (`Manifest.hosted`), where it can serve one. price: what so many
+    tokens in and out of such a model cost, and in which money, where it knows. judge: judges a prompt program that it made
+    again: of the box, the program's id, and who is told how far it is; its report, with "passed".
     """
 
     name: str
@@ -46,6 +47,7 @@ class Plugin:
     network: bool = True
     hosts: Callable[[Settings], Sequence[Host]] = _nowhere
     handler: Callable[[Settings, Mapping[str, Any]], Handler] | None = None
+    price: Callable[[Settings, Mapping[str, Any], int, int], tuple[float, str]] | None = None
     judge: Callable[[Any, str, Callable[[int, int], None]], Awaitable[Mapping[str, Any]]] | None = None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from appliance.prompts import Module
     from appliance.settings import Settings
 
-PLUGIN = Plugin("dspy", "DSPy optimisation", package="dspy", extra="dspy")
+
+async def _judge(box: Any, id: str, on_item: Callable[[int, int], None]) -> Mapping[str, Any]:
+    from appliance.plugins import dspy_job
+
+    return await dspy_job.judge(box, id, None, lambda _stage, done, total, _left, _facts: on_item(done, total))
+
+
+PLUGIN = Plugin("dspy", "DSPy optimisation", package="dspy", extra="dspy", judge=_judge)
 BUDGET = 300  # calls
 ANSWER_TOKENS = 400  # of a module that does not say how long its answers may be, and is no talk
 

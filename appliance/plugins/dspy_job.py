@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,10 @@ MAKER = "dspy"
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be optimised. examples: a file; "" for what the school has reviewed. model: "" for what serves."""
+    """What is to be optimised. examples: a file; "" for what the school has reviewed.
+
+    model: "" for what answers in the building; one of another machine is asked only where it is named.
+    """
 
     module: str = "teacher_responder"
     examples: str = ""
@@ -61,11 +65,15 @@ class Order:
 
 @dataclass(frozen=True)
 class Asked:
-    """Whom the model is asked of: a handler, which of its models, and how many tokens fit it."""
+    """Whom the model is asked of: a handler, which of its models, and how many tokens fit it.
+
+    price: what so many tokens in and out cost, and in which money; None where nobody charges, or nobody knows.
+    """
 
     handler: Handler
     model: str
     context: int
+    price: Callable[[int, int], tuple[float, str]] | None = None
 
 
 def check(box: Any, order: Order) -> None:
@@ -111,6 +119,9 @@ async def _optimise(
         folder=run.path, on_progress=tell,
     )  # fmt: skip
     report = {**done.report, "run": run.path.name}
+    if whom.price is not None:
+        amount, currency = whom.price(report["prompt"], report["completion"])
+        report |= {"cost": round(amount, 4), "currency": currency}
     await asyncio.to_thread(none_withdrawn, gone)
 
     def register() -> str:
@@ -180,7 +191,7 @@ def _keep(run: RunFolder, split: Split) -> Dataset:
 
 @asynccontextmanager
 async def asked(box: Any, order: Order) -> AsyncIterator[Asked]:
-    """What answers: the engine of the box with what serves the module, or a model by its id, also one of another machine.
+    """What answers: the engine of the box with what serves the module there, or a model by its id, also of another machine.
 
     Raises ModelUnavailable where no language model is there.
     """
@@ -190,16 +201,18 @@ async def asked(box: Any, order: Order) -> AsyncIterator[Asked]:
         if plugin.handler is None:
             raise Unsupported(f"{plugin.title} serves no model.", "Choose another one of `appliance models list`.")
         handler = plugin.handler(box.settings, manifest.hosted)
+        price = partial(plugin.price, box.settings, manifest.hosted) if plugin.price else None
         await handler.start()
         try:
-            yield Asked(handler, manifest.id, manifest.context)
+            yield Asked(handler, manifest.id, manifest.context, price)
         finally:
             await handler.close()
         return
     async with box.running_engine():
-        serving = await box.pool.serving(f"{order.module}/{order.subject.casefold()}" if order.subject else order.module)
+        task = f"{order.module}/{order.subject.casefold()}" if order.subject else order.module
+        serving = await box.pool.serving(task, inside=True)  # examples leave the building only for a model that was named
         if manifest is None and (serving.handler == "quotes" or not serving.ok):
-            raise ModelUnavailable("No language model serves now.", "Promote one, or name one with --model.")
+            raise ModelUnavailable("No language model serves in the building.", "Promote one, or name one with --model.")
         model, context = (manifest.id, manifest.context) if manifest else (serving.model, serving.context)
         yield Asked(box.engine, model, context)
 

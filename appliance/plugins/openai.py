@@ -15,7 +15,7 @@ from typing import Any
 
 from appliance.audit import Audit
 from appliance.db import Database
-from appliance.engine.handler import Handler
+from appliance.engine.handler import Handler, Usage
 from appliance.errors import BadInput, Forbidden
 from appliance.plugins import Plugin, require
 from appliance.plugins import openai_jobs as jobs
@@ -37,8 +37,13 @@ def _handler(settings: Settings, hosted: Mapping[str, Any]) -> Handler:
     return OpenAIHandler(settings, str(hosted["model"]))
 
 
+def _price(settings: Settings, hosted: Mapping[str, Any], prompt: int, completion: int) -> tuple[float, str]:
+    listed = prices(settings)
+    return listed.of(str(hosted["model"])).answer(Usage(prompt, 0, completion)), listed.currency
+
+
 PLUGIN = Plugin(
-    "openai", "Fine-tuning by OpenAI", package="openai", extra="openai", hosts=line.hosts, handler=_handler
+    "openai", "Fine-tuning by OpenAI", package="openai", extra="openai", hosts=line.hosts, handler=_handler, price=_price
 )  # fmt: skip
 
 
@@ -87,15 +92,17 @@ class OpenAIFineTuner:
         person = " ".join(name.split())
         if len(person.split()) < 2 or len(person) > NAME_CHARACTERS or not person.isprintable():
             (host,) = line.hosts(self.settings)
-            cost = prices(self.settings).money(prepared.cost)
+            cost = f"{prices(self.settings).money(prepared.cost)} by prices as of {prepared.dated}"
             raise Forbidden(
                 f"Nothing was sent: {prepared.train.rows} conversations would leave the building for {host}, for about {cost}, "
                 "and nobody has answered for that yet.",
-                f'Read {prepared.leaving} and what lies beside it, then add --confirm "FIRST AND LAST NAME" to the command.',
+                f"Read {prepared.leaving} and what lies beside it, check the prices, then add "
+                '--confirm "FIRST AND LAST NAME" to the command.',
             )
         facts = {
             "confirmed_by": person, "model": prepared.wish.model, "rows": prepared.train.rows, "sha256": prepared.train.sha256,
             "validation_sha256": prepared.validation.sha256 if prepared.validation else "", "cost": round(prepared.cost, 4),
+            "prices": prepared.dated,
         }  # fmt: skip
         with self._database() as database:
             Audit(database).note("send to openai", prepared.id, facts)

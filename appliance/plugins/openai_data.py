@@ -358,8 +358,9 @@ def leaving(made: Prepared, listed: Prices, host: str) -> str:
         f"Left out of {made.facts['considered']} rows: {_counts(made.facts['left_out'], LEFT_OUT)}.",
         f"Kept here to judge the model: {made.held_out} conversations.",
         "",
-        f"Cost: about {listed.money(made.cost)} for {made.epochs} passes over {made.train.tokens} tokens. Both are careful",
-        f"estimates; the prices are those of {made.dated}.",
+        f"Cost: about {listed.money(made.cost)} for {made.epochs} passes over {made.train.tokens} tokens, carefully estimated,",
+        f"by prices as of {made.dated}. Check them before you confirm; where they differ, correct a copy of",
+        "appliance/content/openai.toml, name it in the setting openai_prices, and run this again.",
         "At the other end the files are to be deleted after 30 days. A model that was made of them stays until it is deleted.",
     ]
     return "\n".join(lines) + "\n"

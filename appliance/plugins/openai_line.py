@@ -69,8 +69,8 @@ def _credential() -> str:
 def _no_key() -> str:
     raise BadInput(
         "The box has no key for OpenAI.",
-        f"Write it into a file that only the appliance can read (chmod 0600), and name that in the setting openai_key_file; or "
-        f"give the service the systemd credential {CREDENTIAL}.",
+        "Write it into a file that only the appliance can read (chmod 0600), and name that in the setting openai_key_file; "
+        f"for the services alone it may be /etc/credstore/{CREDENTIAL} instead.",
     )
 
 

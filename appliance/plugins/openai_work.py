@@ -168,7 +168,7 @@ def _register(box: Box, prepared: Prepared, status: Status) -> dict[str, Any]:
             "plugin": "openai", "model": status.tuned, "base": prepared.wish.model, "method": prepared.wish.method,
             "job": status.job, "run": status.run, "checkpoints": list(status.checkpoints), "loss": status.loss,
             "cost": round(cost, 4), "cost_estimated": round(prepared.cost, 4), "currency": listed.currency,
-            "trained_tokens": status.trained_tokens, "confirmed_by": status.confirmed_by,
+            "trained_tokens": status.trained_tokens, "confirmed_by": status.confirmed_by, "fixed": True,
         },
     )  # fmt: skip
     made = add(box.registry, manifest)

@@ -233,6 +233,13 @@ class _Asked:
         return self._rows[which]
 
     async def run(self, on_item: OnItem) -> None:
+        try:
+            await self._run(on_item)
+        finally:  # one that is broken off goes on where it was
+            for memory in self._memories:
+                memory.save()
+
+    async def _run(self, on_item: OnItem) -> None:
         total, done, began = sum(len(task.items) for task in self._tasks), 0, time.monotonic()
         weights, spent = sum(task.weight for task in self._tasks), 0.0
         for task in self._tasks:
@@ -249,8 +256,6 @@ class _Asked:
             done += len(task.items)
             self.seconds[task.name] = time.monotonic() - start
         on_item(total, total)
-        for memory in self._memories:
-            memory.save()
 
     async def _ask(self, task: _Task, item: Any) -> None:
         """Both at once, each alone in its own sequence; an item that is too long for either counts for neither."""

@@ -160,9 +160,13 @@ async def serving(
 
 
 def _key(registry: Registry, manifest: Manifest) -> str:
-    """What a model's remembered answers stand under: the digests of its files, as in a run; "" for one of another machine."""
+    """What a model's remembered answers stand under: the digests of its files, as in a run; "" for one that may change.
+
+    One of another machine whose plugin says that it never changes (`fixed`) has its name there.
+    """
     if manifest.kind == "hosted":
-        return ""  # who can say whether it is still the same?
+        facts = manifest.hosted or {}  # elsewhere, who can say whether it is still the same?
+        return json.dumps([facts.get("plugin"), facts.get("model")]) if facts.get("fixed") is True else ""
     base = registry.get(manifest.base) if manifest.base else manifest
     adapter = manifest.files.get("adapter.gguf")
     weights = base.files.get("model.gguf")

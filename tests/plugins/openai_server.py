@@ -49,6 +49,10 @@ def refusal(
     return JSONResponse(body, status, headers=headers)
 
 
+async def _last(usage: ours.Usage) -> AsyncIterator[ours.Chunk]:
+    yield ours.Chunk(finish="stop", usage=usage)
+
+
 class Service:
     """trouble: per "METHOD /path" what is answered instead, one after another. script: the states of a job, a look each."""
 
@@ -75,6 +79,7 @@ class Service:
         self.key = KEY
         self.pace = 0.0  # seconds a word
         self.break_after = 0  # words of an answer, then the line breaks
+        self.says: Callable[[list[Row]], str] | None = None  # an answer to its messages; else the question in capitals
 
     def count(self, call: str) -> int:
         return sum(one == call for one in self.calls)
@@ -231,6 +236,13 @@ class Service:
         if "response_format" in asked:
             return refusal(400, "Invalid parameter: 'response_format'", None)
         messages = [ours.Message(one["role"], one["content"]) for one in asked["messages"]]
+        if self.says is not None:
+            words = self.says(asked["messages"])
+            first, usage = (
+                ours.Chunk(words),
+                ours.Usage(sum(len(one.content.split()) for one in messages), 0, len(words.split())),
+            )
+            return StreamingResponse(self._stream(asked["model"], first, _last(usage)), media_type="text/event-stream")
         mind = Fake(context=4096, seconds_per_word=self.pace)
         wish = ours.Request(messages, max_tokens=asked["max_tokens"], stop=asked.get("stop", ()))
         chunks = mind.generate(wish)

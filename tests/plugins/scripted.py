@@ -66,12 +66,12 @@ class Scripted:
 class Connected(Scripted):
     """The same behind the chat: a pool of one."""
 
-    async def serving(self, task: str = "") -> Serving:
-        del task
+    async def serving(self, task: str = "", inside: bool = False) -> Serving:
+        del task, inside
         return Serving(self.name, self.name, "Scripted", False, True, "", self.context)
 
-    async def count(self, messages: Sequence[Message], task: str = "", model: str = "default") -> int:
-        del task, model
+    async def count(self, messages: Sequence[Message], task: str = "", model: str = "default", inside: bool = True) -> int:
+        del task, model, inside
         return await super().count(messages)
 
 

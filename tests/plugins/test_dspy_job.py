@@ -229,11 +229,12 @@ async def test_a_job_tells_how_far_it_is_and_stops_when_it_is_told(box: Any, row
 
 
 async def test_no_model_is_a_sentence(box: Any, rows: Path) -> None:
-    async def serving(_task: str = "") -> Any:
+    async def serving(_task: str = "", inside: bool = False) -> Any:
+        assert inside, "no example leaves the building for a model that nobody named"
         return dataclasses.replace(await Connected.serving(box.pool), handler="quotes", ok=False)
 
     box.pool.serving = serving
-    with pytest.raises(ModelUnavailable, match="No language model serves now"):
+    with pytest.raises(ModelUnavailable, match="No language model serves in the building"):
         await dspy_job.work(box, order(rows), silent)
     with pytest.raises(NotFound):
         await dspy_job.work(box, order(rows, model="nobody"), silent)
@@ -272,6 +273,8 @@ def test_the_verbs_on_the_command_line(settings: Settings, rows: Path, monkeypat
     )["runs"]
     assert "done" in line(settings, "status").stdout
     assert json.loads(line(settings, "evaluate", told["id"], "--json").stdout)["report"]["passed"] is True
+    again = CliRunner().invoke(group, ["--home", str(settings.home), "models", "evaluate", told["id"], "--json"])
+    assert json.loads(again.stdout)["report"]["n"] == 12 and "of 24 questions" in again.stderr, "by what made it"
     assert f"{told['id']} serves {NAME} now" in line(settings, "promote", told["id"]).stdout
     failed = line(settings, "start", "--examples", str(rows), "--budget", "60", "--json")
     assert failed.return_value == 4, "nothing better than what serves now"
