@@ -16,7 +16,7 @@ from appliance.cli import group
 UNITS = Path(__file__).resolve().parents[1] / "systemd"
 # systemd's exposure level, 0 (nothing allowed) to 10: the web process has a LAN port, the engine has no network at all.
 LIMITS = {
-    "appliance-web": 1.5, "appliance-engine": 0.8, "appliance-worker": 1.2, "appliance-retrain": 1.2,
+    "appliance-web": 0.8, "appliance-engine": 0.8, "appliance-worker": 1.2, "appliance-retrain": 1.2,
     "appliance-egress": 1.5,
 }  # fmt: skip
 
@@ -52,10 +52,11 @@ def test_long_work_has_no_network_and_gives_way() -> None:
     assert "Persistent=true" in (UNITS / "appliance-retrain.timer").read_text("utf-8")
 
 
-def test_the_engine_has_no_network_and_the_web_process_only_the_lan() -> None:
+def test_neither_the_engine_nor_the_web_process_has_a_network() -> None:
     engine, web = ((UNITS / f"appliance-{name}.service").read_text("utf-8") for name in ("engine", "web"))
-    assert "PrivateNetwork=yes" in engine and "RestrictAddressFamilies=AF_UNIX\n" in engine
-    assert "IPAddressDeny=any" in web and "MemoryDenyWriteExecute=yes" in web
+    for unit in (engine, web):
+        assert "PrivateNetwork=yes" in unit and "RestrictAddressFamilies=AF_UNIX\n" in unit and "IPAddressDeny=any" in unit
+    assert "MemoryDenyWriteExecute=yes" in web and "Requires=appliance-web.socket" in web
     assert "LimitNOFILE=8192" in web, "everybody who reads an answer holds two sockets"
 
 
