@@ -23,7 +23,10 @@ STARTED = ("appliance-web.socket", "appliance-engine.service", "appliance-web.se
 PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates")
 COMMAND = """#!/bin/sh
 # The appliance's command, as its own user. {mark}
-[ "$(id -u)" = 0 ] || { echo "Error: Only root may use the box's command line." >&2; echo "Try: sudo appliance $*" >&2; exit 3; }
+if [ "$(id -u)" != 0 ]; then
+  printf 'Error: Only root may use the box'"'"'s command line.\\nTry: sudo appliance %s\\n' "$*" >&2
+  exit 3
+fi
 exec runuser -u appliance -- /opt/appliance/current/.venv/bin/appliance "$@"
 """
 

@@ -128,7 +128,8 @@ def _copy_database(to: Path, changes: Changes) -> None:
     changes.folder(to.parent, 0o700, "appliance")
     script = (
         "import sys\nfrom pysqlite3 import dbapi2 as s\n"
-        "a = s.connect(sys.argv[1]); b = s.connect(sys.argv[2]); a.backup(b); b.execute('pragma journal_mode=delete'); b.close()\n"
+        "a = s.connect(sys.argv[1]); b = s.connect(sys.argv[2]); a.backup(b)\n"
+        "b.execute('pragma journal_mode=delete'); b.close()\n"
     )
     python = CURRENT / ".venv" / "bin" / "python"
     changes.remove(to)
