@@ -1,4 +1,4 @@
-"""The seal of a bundle: the sha256 of every file in it, and an Ed25519 signature of that list, made and checked with openssl."""
+"""The seal of a bundle: the sha256 of every file in it, and an Ed25519 signature of that list, by openssl."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The Python packages of a bundle: exactly those that the program needs, at the pinned versions, as wheels, locked by their hashes.
+"""The Python packages of a bundle: exactly those that the program needs, as wheels, locked by their hashes.
 
-Hides which packages those are (what this clone's virtual environment has for the program without its extras) and where each comes
-from: pip's index, the wheel of llama-cpp-python that `scripts/install` compiled, and the program itself, built from what is
-committed. No wheel may bring a `.pth` file: such a file runs code at every start of Python.
+Hides which packages those are (what this clone's virtual environment has for the program without its extras, at the pinned
+versions) and where each comes from: pip's index, the wheel of llama-cpp-python that `scripts/install` compiled, and the
+program itself, built from what is committed. No wheel may bring a `.pth` file: such a file runs code at every start of Python.
 """
 
 from __future__ import annotations

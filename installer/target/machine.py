@@ -1,12 +1,12 @@
-"""What an installed box has beside its releases: Debian's packages, its user and folders, settings, units, the proxy and its name."""
+"""What an installed box has beside its releases: packages, user and folders, settings, units, the proxy and its name."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from changes import Changes, Fault
@@ -88,7 +88,7 @@ def settings(name: str, changes: Changes) -> None:
     """Written once; afterwards the file is the school's own."""
     if SETTINGS.is_file():
         return
-    hosts = ", ".join(f'"{host}"' for host in ("localhost", *names(name)))
+    hosts = ", ".join(f'"{host}"' for host in ("localhost", f"{name}.local"))
     text = (
         "# The appliance's settings. `appliance settings --all` shows each with what it does.\n"
         f'allowed_hosts = [{hosts}]\nlog_format = "json"\n'
@@ -123,8 +123,7 @@ def proxy(name: str, changes: Changes) -> None:
     old = CADDYFILE.read_text("utf-8", "replace") if CADDYFILE.is_file() else ""
     if old and MARK not in old:
         changes.write(CADDYFILE.with_name("Caddyfile.before-appliance"), old)
-    sites = ", ".join(f"https://{one}" for one in names(name))
-    text = (Path(__file__).with_name("Caddyfile")).read_text("utf-8").replace("SITES", sites)
+    text = (Path(__file__).with_name("Caddyfile")).read_text("utf-8").replace("NAME[.]local", f"{name}[.]local")
     new = changes.write(CADDYFILE, text)
     changes.run(["systemctl", "enable", "caddy"], "Enabling the proxy")
     if new:
@@ -148,6 +147,23 @@ def start(changes: Changes) -> None:
     changes.run(["systemctl", "enable", "--now", "appliance-retrain.timer"], "Setting the nightly retraining")
 
 
+def trust_page(changes: Changes) -> None:
+    """How devices come to trust the box, with the fingerprint of its authority, once the proxy has made that."""
+    ends = time.monotonic() + 20
+    while not changes.dry and not CERTIFICATE.is_file() and time.monotonic() < ends:
+        time.sleep(0.2)
+    text = Path(__file__).with_name("trust.html").read_text("utf-8")
+    changes.write(ROOT / "trust" / "index.html", text.replace("FINGERPRINT", _fingerprint()))
+
+
+def _fingerprint() -> str:
+    """SHA-256 of the proxy's own authority's certificate; "" while there is none."""
+    if not CERTIFICATE.is_file():
+        return ""
+    words = ["openssl", "x509", "-in", CERTIFICATE, "-noout", "-fingerprint", "-sha256"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip().rpartition("=")[2]
+
+
 def tell(name: str, changes: Changes) -> None:
     """What the person at the keyboard needs now. The one-time code is printed, and goes to no log."""
     if changes.dry:
@@ -155,9 +171,8 @@ def tell(name: str, changes: Changes) -> None:
     where = names(name)
     changes.say("")
     changes.say(f"Open https://{where[0]}" + (f" or https://{where[1]}" if where[1:] else "") + " in a browser.")
-    if CERTIFICATE.is_file() and shutil.which("openssl"):
-        words = ["openssl", "x509", "-in", CERTIFICATE, "-noout", "-fingerprint", "-sha256"]
-        said = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip().rpartition("=")[2]
+    said = _fingerprint()
+    if said:
         changes.say(f"Devices have to trust the box's certificate once: http://{where[0]}/trust. Its SHA-256 is")
         changes.say(f"  {said}")
     words = ["/usr/local/bin/appliance", "users", "setup-code"]

@@ -55,6 +55,7 @@ def install(bundle: Path, signed_by: Path, changes: Changes, *, name: str, agree
     machine.keep_key(signed_by, changes)
     machine.units(bundle, changes)
     machine.proxy(name, changes)
+    machine.trust_page(changes)
     if before and before != version:
         release.upgrade(before, version, changes)
     else:
