@@ -63,8 +63,8 @@ class Box:
             "systemd-nspawn", "-q", "-D", self.root, "-b", "--machine=appliancebox", "--register=no", "--keep-unit",
             "--private-network", "--network-veth", f"--bind-ro={self.stick}:/mnt/stick",
         ]  # fmt: skip
-        log = open(self.root.with_suffix(".log"), "ab")  # noqa: SIM115 - the machine writes to it as long as it runs
-        self._process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        with open(self.root.with_suffix(".log"), "ab") as log:
+            self._process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         ends = time.monotonic() + 120
         while self.run("systemctl is-system-running 2>/dev/null", check=False).strip() not in ("running", "degraded"):
             assert time.monotonic() < ends, f"the box does not come up: {self.root.with_suffix('.log').read_text()[-500:]}"
@@ -81,11 +81,9 @@ class Box:
         leader = self._leader()
         if not leader:
             return ""
-        words = ["nsenter", "-t", leader, "-a", "env", "-i", "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"]
-        done = subprocess.run(
-            [*words, "sh", "-c", f"cd /; {command}"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, timeout=seconds, check=False,
-        )  # fmt: skip
+        words = [*_inside(leader), f"cd /; {command}"]
+        pipe = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.run(words, **pipe, text=True, timeout=seconds, check=False)
         assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout[-3000:]}"
         return done.stdout
 
@@ -140,6 +138,11 @@ class Box:
         self._process.wait(120)
         self._process = None
         self.boot()
+
+
+def _inside(leader: str) -> list[str]:
+    path = "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return ["nsenter", "-t", leader, "-a", "env", "-i", path, "HOME=/root", "sh", "-c"]
 
 
 @contextlib.contextmanager

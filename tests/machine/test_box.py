@@ -147,7 +147,7 @@ def test_power_cut_in_the_middle_of_the_installation_and_the_same_command_again(
     while "site-packages/torch" not in school.box.run(
         "ls -d /opt/appliance/releases/*/.venv/lib/python3*/site-packages/torch", check=False
     ).replace("cannot access", ""):
-        assert time.monotonic() < ends and work.poll() is None, work.stdout and work.stdout.read()
+        assert time.monotonic() < ends and work.poll() is None, "it ended before the power was cut"
         time.sleep(0.2)
     school.box.cut_power()
     work.wait(30)
@@ -197,9 +197,8 @@ def test_a_device_that_trusts_the_authority_signs_the_first_administrator_in(sch
 
 def test_it_learns_a_lesson_and_answers_from_it_and_again_after_a_reboot(school: School) -> None:
     (school.box.root / "root" / "leaves.md").write_text(LESSON)
-    school.box.run(
-        "install -o appliance -m 600 /root/leaves.md /var/lib/appliance/leaves.md && appliance docs add /var/lib/appliance/leaves.md"
-    )
+    school.box.run("install -o appliance -m 600 /root/leaves.md /var/lib/appliance/leaves.md")
+    school.box.run("appliance docs add /var/lib/appliance/leaves.md")
     assert "chlorophyll" in school.box.run("appliance ask 'Why are leaves green?'")
     school.box.reboot()
     ready(school.box)
