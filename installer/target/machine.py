@@ -81,6 +81,7 @@ def user_and_folders(changes: Changes) -> None:
     changes.folder(RELEASES)
     changes.folder(SETTINGS.parent)
     changes.folder(DATA, 0o700, USER if not changes.dry else "")
+    changes.write(Path("/usr/local/sbin/appliance-uninstall"), Path(__file__).with_name("uninstall").read_text("utf-8"), 0o755)
     changes.write(Path("/usr/local/bin/appliance"), COMMAND.replace("{mark}", MARK[2:]), 0o755)
 
 
