@@ -129,7 +129,7 @@ class Box:
 
 
 def _inside(leader: str) -> list[str]:
-    path = "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return ["nsenter", "-t", leader, "-a", "env", "-i", path, "HOME=/root", "sh", "-c"]
 
 
