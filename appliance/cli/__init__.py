@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from appliance import __version__, network
+from appliance import __version__, guard, network
 from appliance.errors import ApplianceError, from_os_error
 
 # Command -> the file it stands in, and its line in the overview.
@@ -77,6 +77,7 @@ def group(context: click.Context, home: Path | None) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     network.stay_offline()
+    guard.install()
     try:
         code = _run(arguments)
     except click.ClickException as error:
