@@ -56,6 +56,7 @@ WORK = [
     "guarding",
     "backup",
     "doctor",
+    "proof",
 ]
 WIRING = ["supervisor", "app"]
 DOORS = ["web", "cli"]
