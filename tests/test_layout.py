@@ -1,7 +1,7 @@
 """Imports point one way: from a lower row to a higher one, leftwards along `<`, or within a folder.
 
 doors: web, cli (never each other); wiring: app; work: chat < practice, tuning < plugins, ...; nouns do not import each other;
-ground: errors < files < settings < tables < logs < db < audit < redact < guard < tunnel < network < egress.
+ground: errors < files < settings < tables < logs < db < audit < redact < guard < tunnel < network < firewall < egress.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ GROUND = [
     "tunnel",
     "tunnel_http",
     "network",
+    "firewall",
     "egress",
 ]
 NOUNS = ["accounts", "classes", "safety", "fence", "teaching", "forms", "prompts", "engine", "knowledge", "registry", "jobs"]

@@ -41,7 +41,7 @@ COMMANDS = {
     "models": ("models", "List, judge, promote, roll back and remove models."),
     "modules": ("modules", "Show how the model is told to answer; promote and roll back optimised programs."),
     "guide": ("guide", "Print a short guide: tuning, good practice, troubleshooting."),
-    "network": ("network", "Say which hosts outside the box may be reached; none by default."),
+    "network": ("network", "Say which hosts outside may be reached, none by default; prove that nothing leaves."),
     "audit": ("audit", "Show and check the record of who did what."),
     "keys": ("keys", "Make and revoke keys for /v1."),
     "settings": ("settings", "Show every setting, its value and what it does."),

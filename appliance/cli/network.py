@@ -80,6 +80,7 @@ async def deny(out: Output, host: str) -> int:
 
 
 network.add_command(proving.prove)
+network.add_command(proving.rules)
 
 
 async def _change(out: Output, verb: str, change: Callable[[], list[Host]]) -> list[Host]:

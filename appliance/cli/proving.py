@@ -84,3 +84,23 @@ def _show(out: Output, step: dict[str, Any]) -> None:
     out.note(
         f"  {mark:6} {count:3} packets  {step['name']} ({seconds(step['seconds'])}){'' if step['ok'] else ': ' + step['said']}"
     )
+
+
+@click.command()
+@click.option("--user", default=None, help="Whose processes the box's are; appliance where left out. A name or a number.")
+@click.option("--group", default=None, help="The group of the way out; appliance-egress where left out. A name or a number.")
+@command
+async def rules(out: Output, user: str | None, group: str | None) -> int:
+    """Print the policy as rules for nftables, which hold whatever a process of the box does. Load them: nft -f FILE.
+
+    Only the way out may then open a connection, to the hosts and ports that are allowed now; all else of the box is refused and
+    counted. Print and load them anew after every change of the policy.
+    """
+    from appliance import firewall
+    from appliance.network import Policy
+
+    hosts = sorted(Policy(out.settings.network).allowed())
+    text = firewall.rules(hosts, user=user or firewall.USER, group=group or firewall.GROUP)
+    out.say(text.rstrip())
+    out.result({"rules": text, "allowed": [str(host) for host in hosts]})
+    return 0

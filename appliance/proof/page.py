@@ -75,10 +75,10 @@ class Proof:
         said = ", ".join(f"{name} {version}" for name, version in versions().items())
         return [
             "## How it was measured", "",
-            "The box ran in a network of its own, with an address, a default route and a name server that never answers, so "
-            "that whatever wants to leave does leave: into a counter at the end of the only wire. The counter's sum was compared "
-            "with the kernel's own after every step. The pages and /v1 were used from a computer at the other end of that wire; "
-            "the answers it got are counted apart, and so is the kernel's asking who has an address. The last part was done "
+            "The box ran in a network of its own, with an address, a default route and a name server that never answers: what "
+            "wants to leave does leave, into a counter at the end of the only wire. The counter's sum was compared with the "
+            "kernel's own after every step. The pages and /v1 were used from a computer at the other end of that wire; the "
+            "answers it got are counted apart, and so is the kernel's asking who has an address. The last part was done "
             f"without these: {', '.join(self.variables)}.", "",
             "It shows what this version does on this machine. What else may run on it is for the walls outside the box's own "
             "processes: the units of systemd, and `appliance network rules`.", "",
