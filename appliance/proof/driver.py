@@ -132,7 +132,7 @@ class Driver:
             if not quick:
                 for name, work in (
                     ("start the box", features.start), ("search", features.search), ("ask", features.ask),
-                    ("tune a model on this machine", partial(features.tune, name="bare")),
+                    ("tune a model on this machine", partial(features.tune, name="bare", rows="90")),
                 ):  # fmt: skip
                     self._step(BARE, name, partial(work, bare), box=box)
             self._step(BARE, "import and make the libraries", partial(self._libraries, trial.box, box), box=box)

@@ -164,9 +164,9 @@ def keep_house(trial: Trial) -> str:
     return f"{len(commands)} commands"
 
 
-def tune(trial: Trial, name: str = "proven") -> str:
-    rows = PACKAGE / "content" / "examples"
-    done = trial.box.run("tune", "huggingface", "--examples", str(rows), "--limit", ROWS, "--no-promote", "--name", name)
+def tune(trial: Trial, name: str = "proven", rows: str = ROWS) -> str:
+    words = ("--examples", str(PACKAGE / "content" / "examples"), "--limit", rows, "--no-promote", "--name", name)
+    done = trial.box.run("tune", "huggingface", *words)
     trial.tuned = done["id"]
     return "trained, exported, compared, judged"
 
@@ -176,7 +176,7 @@ def manage_models(trial: Trial) -> str:
     box.run("models", "evaluate", name, codes=(0, 4))
     box.run("models", "compare", name, trial.starter, codes=(0, 4))
     box.run("models", "verify")
-    box.run("models", "export", name, str(box.work / "out"), "--format", "gguf")
+    box.run("models", "export", name, str(box.work / "out"))
     box.run("models", "promote", name, "--accept", "the proof that nothing leaves")
     ask(trial)
     box.run("models", "rollback")
@@ -184,13 +184,14 @@ def manage_models(trial: Trial) -> str:
 
 
 def retrain(trial: Trial) -> str:
-    rows = trial.box.work / "reviewed.jsonl"
-    lines = (trial.box.work / "rows.jsonl").read_text("utf-8").splitlines()[:40]
-    rows.write_text("\n".join(lines) + "\n", "utf-8")
-    trial.box.run("examples", "import", str(rows), "--licence", "CC BY 4.0", "--author", "Ms Naidoo", codes=(0, 1))
-    trial.box.run("retrain", "--plan", codes=(0, 1, 4))
-    trial.box.run("retrain", "--yes", codes=(0, 1, 4))
-    return "an honest answer to what there is"
+    box, rows = trial.box, str(PACKAGE / "content" / "examples" / "science.toml")
+    box.run("examples", "import", rows, "--licence", "CC BY 4.0", "--author", "the school's teachers")
+    box.run("examples", "review", "--approve", "--all")
+    box.run("retrain", "--plan")
+    done = box.try_out("retrain", "--yes")
+    if done.returncode not in (0, 4):
+        raise ApplianceError(f"`appliance retrain` ended with {done.returncode}.", "")
+    return "promoted" if done.returncode == 0 else "judged, and not better"
 
 
 def backup(trial: Trial) -> str:
