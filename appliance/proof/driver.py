@@ -29,7 +29,8 @@ from appliance.proof.wire import INTERNET, Wire
 
 PORT, HTTPS = 8080, 443
 CONTROL, SHUT, BARE = "control", "air-gapped", "air-gapped, without the libraries' switches"
-SOME_LIBRARIES = ("transformers", "peft", "datasets", "trl", "sentence_transformers", "openai", "litellm", "dspy")
+# In the order of the first run, so that each finds loaded what it found loaded then, and their times can be compared.
+SOME_LIBRARIES = ("torch", "transformers", "peft", "datasets", "trl", "sentence_transformers", "openai", "litellm", "dspy")
 WAIT = 5.0  # seconds: nothing may wait longer for a name server that is dead
 UNWALLED = "from huggingface_hub import hf_hub_download; hf_hub_download('school/model', 'config.json')"
 
