@@ -92,7 +92,9 @@ def command(work: Callable[..., Awaitable[Result]]) -> Callable[..., Result]:
     @click.pass_context
     @functools.wraps(work)
     def run(context: click.Context, /, as_json: bool, home: Path | None, **values: Any) -> Result:
-        settings = load(home=home or (context.find_root().obj or {}).get("home"))
+        about = context.find_root().ensure_object(dict)
+        settings = load(home=home or about.get("home"))
+        about["log_format"] = settings.log_format
         body: Coroutine[Any, Any, Result] = work(Output(json=as_json, settings=settings), **values)  # type: ignore[assignment]
         return asyncio.run(body)
 
