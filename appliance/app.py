@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance import network
+from appliance import guard, network
 from appliance.accounts import Accounts, People
 from appliance.accounts.directory import SECONDS, Directory
 from appliance.accounts.oidc import Oidc
@@ -113,9 +113,14 @@ class Appliance:
             raise from_os_error(error, "preparing the appliance's folder") from error
         appliance = cls(settings)
         appliance.database.migrate()
+        guard.tell(appliance._note_attempt)
         return appliance
 
+    def _note_attempt(self, attempt: guard.Attempt) -> None:
+        self.audit.note("network refused", attempt.target[:120], {"by": attempt.by})
+
     async def close(self) -> None:
+        guard.tell(None)
         await self.pool.close()
         await self.hosting.close()
         await self.safeguarding.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,12 @@ CLONE = PACKAGE.parent
 def default_home() -> Path:
     """The installed box's folder where there is one, else `.appliance` in the clone."""
     return INSTALLED_HOME if INSTALLED_HOME.is_dir() else CLONE / ".appliance"
+
+
+def _given(name: str) -> Path:
+    """What comes with the program beside its package: in a clone at its top, on an installed box in its virtual environment."""
+    folder = CLONE / name
+    return folder if folder.is_dir() else Path(sys.prefix) / "share" / "appliance" / name
 
 
 Role = Literal["pupil", "teacher", "safeguarding", "administrator"]
@@ -350,12 +357,12 @@ class Settings(BaseSettings):
     @property
     def starter(self) -> Path:
         """The small model that comes with the box."""
-        return CLONE / "models" / "starter"
+        return _given("models") / "starter"
 
     @property
     def catalog(self) -> Path:
         """Well-known open models and what they need."""
-        return CLONE / "models" / "catalog.toml"
+        return _given("models") / "catalog.toml"
 
     @property
     def content(self) -> Path:

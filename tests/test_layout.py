@@ -1,7 +1,7 @@
 """Imports point one way: from a lower row to a higher one, leftwards along `<`, or within a folder.
 
 doors: web, cli (never each other); wiring: app; work: chat < practice, tuning < plugins, ...; nouns do not import each other;
-ground: errors < naming < files < settings < tables < logs < db < audit < redact < tunnel < network < egress.
+ground: errors < naming < files < settings < tables < logs < db < audit < redact < guard < tunnel < network < firewall < egress.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ GROUND = [
     "db",
     "audit",
     "redact",
+    "guard",
     "tunnel",
     "tunnel_http",
     "network",
+    "firewall",
     "egress",
 ]
 NOUNS = ["accounts", "classes", "safety", "fence", "teaching", "forms", "prompts", "engine", "knowledge", "registry", "jobs"]
@@ -59,6 +61,7 @@ WORK = [
     "guarding",
     "backup",
     "doctor",
+    "proof",
 ]
 WIRING = ["supervisor", "app"]
 DOORS = ["web", "cli"]

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from appliance import __version__, network
+from appliance import __version__, guard, network
 from appliance.errors import ApplianceError, from_os_error
 
 # Command -> the file it stands in, and its line in the overview.
@@ -42,7 +42,7 @@ COMMANDS = {
     "models": ("models", "List, judge, promote, roll back and remove models."),
     "modules": ("modules", "Show how the model is told to answer; promote and roll back optimised programs."),
     "guide": ("guide", "Print a short guide: tuning, good practice, troubleshooting."),
-    "network": ("network", "Say which hosts outside the box may be reached; none by default."),
+    "network": ("network", "Say which hosts outside may be reached, none by default; prove that nothing leaves."),
     "audit": ("audit", "Show and check the record of who did what."),
     "keys": ("keys", "Make and revoke keys for /v1."),
     "settings": ("settings", "Show every setting, its value and what it does."),
@@ -82,6 +82,7 @@ def group(context: click.Context, home: Path | None) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     network.stay_offline()
+    guard.install()
     about: dict[str, Any] = {}  # what becomes known of the command: its name, its home, its settings
     try:
         code = _run(arguments, about)

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from appliance import logs
+from appliance import guard, logs
 from appliance.cli.output import Output, command
 from appliance.errors import ApplianceError, BadInput, Conflict, Forbidden
 from appliance.settings import Settings
@@ -69,24 +69,35 @@ async def serve(out: Output, host: str | None, port: int | None) -> int:
 @click.option("--with-parent", is_flag=True, hidden=True, help="End when the process that started this one does.")
 @command
 async def web(out: Output, host: str | None, port: int | None, with_parent: bool) -> int:
-    """The web process: pages, JSON and /v1. It holds no model."""
+    """The web process: pages, JSON and /v1. It holds no model.
+
+    Where systemd hands over a listening Unix socket, it serves there, and believes what the proxy in front says of who asks.
+    """
     import uvicorn
 
     from appliance.app import Appliance
     from appliance.supervisor import check_port, end_with_parent
 
     settings = _with(out.settings, host, port)
-    check_port(settings.host, settings.port)
+    inherited = _inherited()
+    if inherited is None:
+        check_port(settings.host, settings.port)
+        guard.listen_at(settings.host)
     appliance = Appliance.open(settings)
     if with_parent:
         end_with_parent()
     else:  # started by itself, as on an installed box: nobody else has made these ready
         await asyncio.to_thread(appliance.ensure_starter)
-        _say_code(out, await asyncio.to_thread(appliance.accounts.ensure_setup_code))
+        code = await asyncio.to_thread(appliance.accounts.ensure_setup_code)
+        if inherited is None:  # else what is said goes to a log, and the installer tells the code
+            _say_code(out, code)
     # By name: the two doors never import each other.
     application = importlib.import_module("appliance.web.server").create_app(appliance)
+    where: dict[str, Any] = {"host": settings.host, "port": settings.port}
+    if inherited is not None:
+        where = {"fd": inherited, "forwarded_allow_ips": "*"}  # only the proxy can open the socket
     config = uvicorn.Config(
-        _logged(application, settings, "web"), host=settings.host, port=settings.port, server_header=False,
+        _logged(application, settings, "web"), **where, server_header=False,
         **_logging(settings), timeout_graceful_shutdown=5, timeout_keep_alive=15,
         h11_max_incomplete_event_size=64 * 1024, loop="asyncio", http=_patient(), ws="none", backlog=_backlog(),
     )  # fmt: skip
@@ -172,6 +183,16 @@ async def egress(out: Output, with_parent: bool) -> int:
     return 0
 
 
+def _inherited() -> int | None:
+    """The descriptor of the one Unix socket that systemd listens on for this process, where it does; see sd_listen_fds(3)."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        return None
+    with socketlib.socket(fileno=os.dup(3)) as given:
+        if given.family != socketlib.AF_UNIX:
+            raise BadInput("The socket that was handed over is no Unix socket.", "Use the unit appliance-web.socket as it is.")
+    return 3
+
+
 async def _unless_told_to_stop(work: Coroutine[Any, Any, None]) -> bool:
     """Run something until it ends, or until SIGTERM or SIGINT: then whether it was those."""
     task, stop = asyncio.create_task(work), asyncio.Event()
@@ -254,9 +275,9 @@ def _addresses(settings: Settings) -> list[str]:
     if settings.host in ("127.0.0.1", "0.0.0.0", "::1", "::"):
         hosts = ["localhost"]
     if settings.host in ("0.0.0.0", "::"):
-        with socketlib.socket(socketlib.AF_INET, socketlib.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-            probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which address the LAN would see
-            hosts.append(str(probe.getsockname()[0]))
+        from appliance.network import lan_addresses
+
+        hosts += lan_addresses()
     return [f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/" for host in hosts]
 
 

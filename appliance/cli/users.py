@@ -70,6 +70,25 @@ async def add(out: Output, name: str, role: str, full_name: str) -> int:
     return 0
 
 
+@users.command("setup-code")
+@command
+async def setup_code(out: Output) -> int:
+    """Print a fresh one-time code that makes the first administrator; nothing where there is one already."""
+    from appliance.app import Appliance
+
+    appliance = Appliance.open(out.settings)
+    try:
+        code = appliance.accounts.ensure_setup_code()
+    finally:
+        await appliance.close()
+    if code:
+        out.say(f"One-time code to make the first administrator: {code}")
+    else:
+        out.note("There is an administrator already.")
+    out.result({"code": code})
+    return 0
+
+
 @users.command("reset-password")
 @click.argument("name")
 @click.option("--second-step", is_flag=True, help="Also take the second step off: the phone is lost.")

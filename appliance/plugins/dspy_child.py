@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Any
 
-from appliance import network
+from appliance import guard, network
 from appliance.errors import where
 from appliance.plugins.dspy_line import Broken, Line, Unfit
 
@@ -48,6 +48,7 @@ def begin() -> Any:
 
 def main() -> int:
     network.stay_offline()
+    guard.install()
     voice = os.fdopen(os.dup(1), "wb")
     with open(os.devnull, "wb") as nowhere:
         for number in (1, 2):

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from appliance import network
+from appliance import guard, network
 from appliance.engine.handler import Message
 from appliance.engine.inspect import GGUFFacts, check_hf_folder, check_template, read_gguf
 from appliance.errors import (
@@ -293,6 +293,7 @@ def probe(path: Path, shown: str) -> None:
 
 def _child(check: int, load: int, path: Path) -> int:
     network.stay_offline()
+    guard.install()
     # The kernel's own clock: it also ends a child that hangs in native code, or whose parent was killed.
     signal.alarm(check)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

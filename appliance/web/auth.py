@@ -40,7 +40,8 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 def host_allowed(scope: Scope, settings: Settings) -> bool:
     """One Host header, and a name of ours: the settings', or the very address this connection came in on.
 
-    A foreign name that was rebound to our address is neither.
+    A foreign name that was rebound to our address is neither. Behind the box's proxy nobody knows that address; any address
+    does there, since what is no name cannot be rebound.
     """
     hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
     match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
@@ -50,7 +51,7 @@ def host_allowed(scope: Scope, settings: Settings) -> bool:
     if name in {allowed.lower() for allowed in (*settings.allowed_hosts, settings.host)}:
         return True
     local = (scope.get("server") or ("",))[0]
-    return name.strip("[]") == local.lower() and _is_address(local)
+    return _is_address(name.strip("[]")) and (name.strip("[]") == local.lower() or not _is_address(local))
 
 
 def origin_allowed(scope: Scope) -> bool:

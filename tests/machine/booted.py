@@ -1,0 +1,168 @@
+"""A real Debian 12, booted in a container of its own: units, reboots, power cuts, and a LAN with one neighbour, this machine.
+
+Hides debootstrap, systemd-nspawn, and how a command is run inside. Everything that leaves the box passes one virtual cable, and
+what is not meant for the LAN is counted there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TREE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "appliance" / "debian12"
+PACKAGES = "systemd,systemd-sysv,dbus,ca-certificates,openssl"
+LAN = ipaddress.ip_network("10.77.0.0/24")
+HERE, BOX = "10.77.0.1", "10.77.0.2"
+
+
+def require() -> None:
+    """Skip where this machine cannot boot another one."""
+    for tool in ("debootstrap", "systemd-nspawn", "nsenter", "ip"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed: no Debian can be booted here")
+    if os.geteuid() != 0:
+        pytest.skip("only root can boot a Debian in a container")
+
+
+def tree() -> Path:
+    """A Debian 12 with nothing but itself, made once."""
+    if not (TREE / "usr").is_dir():
+        part = TREE.with_name("debian12.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        words = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(part)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"debootstrap could not make a Debian here: {done.stdout[-300:]}")
+        part.rename(TREE)
+    return TREE
+
+
+class Box:
+    """One machine. `stick`: a folder of this machine that is plugged in as /mnt/stick, for reading."""
+
+    def __init__(self, root: Path, stick: Path) -> None:
+        self.root, self.stick = root, stick
+        self._process: subprocess.Popen[bytes] | None = None
+        subprocess.run(["cp", "-a", "--reflink=auto", str(tree()), str(root)], check=True)
+        (root / "mnt" / "stick").mkdir(parents=True)
+
+    def boot(self) -> None:
+        words = [
+            "systemd-nspawn", "-q", "-D", self.root, "-b", "--machine=appliancebox", "--register=no", "--keep-unit",
+            "--private-network", "--network-veth", f"--bind-ro={self.stick}:/mnt/stick",
+        ]  # fmt: skip
+        with open(self.root.with_suffix(".log"), "ab") as log:
+            self._process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        ends = time.monotonic() + 120
+        while self.run("systemctl is-system-running 2>/dev/null", check=False).strip() not in ("running", "degraded"):
+            assert time.monotonic() < ends, f"the box does not come up: {self.root.with_suffix('.log').read_text()[-500:]}"
+            time.sleep(0.3)
+        cable = next(name for name in os.listdir("/sys/class/net") if name.startswith("ve-appl"))
+        for line in (f"addr replace {HERE}/24 dev {cable}", f"link set {cable} up"):
+            subprocess.run(["ip", *line.split()], check=True)
+        for line in (f"addr replace {BOX}/24 dev host0", "link set host0 up", f"route replace default via {HERE}"):
+            subprocess.run(["nsenter", "-t", self._leader(), "-n", "ip", *line.split()], check=True)  # the box may have no `ip`
+        self.cable = cable
+
+    def run(self, command: str, *, check: bool = True, seconds: float = 900) -> str:
+        """What a shell command says inside, both its outputs."""
+        leader = self._leader()
+        if not leader:
+            return ""
+        words = [*_inside(leader), f"cd /; {command}"]
+        pipe = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.run(words, **pipe, text=True, timeout=seconds, check=False)
+        assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout[-3000:]}"
+        return done.stdout
+
+    def start(self, command: str) -> subprocess.Popen[str]:
+        """A command that is not waited for."""
+        words = [*_inside(self._leader()), f"cd /; {command}"]
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=quiet, text=True)
+
+    def code(self, command: str) -> tuple[int, str]:
+        """The exit code of a command, and what it said."""
+        said = self.run(f'{{ {command} ; }} 2>&1; echo "code=$?"', check=False)
+        text, _, code = said.rpartition("code=")
+        return int(code), text
+
+    def _leader(self) -> str:
+        if self._process is None or self._process.poll() is not None:
+            return ""
+        found = subprocess.run(["pgrep", "-P", str(self._process.pid)], capture_output=True, text=True, check=False).stdout
+        return found.split()[0] if found.split() else ""
+
+    def cut_power(self) -> None:
+        """All of its processes at once, with no time for anything."""
+        if self._process is None:
+            return
+        leader = self._leader()
+        if leader:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(leader), signal.SIGKILL)  # process 1 of the box: the kernel ends all others with it
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(20)
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def reboot(self) -> None:
+        """As by the power button: the units are stopped in order."""
+        assert self._process is not None
+        os.kill(int(self._leader()), signal.SIGRTMIN + 4)
+        self._process.wait(120)
+        self._process = None
+        self.boot()
+
+
+def _inside(leader: str) -> list[str]:
+    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return ["nsenter", "-t", leader, "-a", "env", "-i", path, "HOME=/root", "sh", "-c"]
+
+
+@contextlib.contextmanager
+def leaving(cable: str) -> Iterator[list[str]]:
+    """Addresses beyond the LAN to which the box sent something meanwhile, a packet each."""
+    found: list[str] = []
+    ended = threading.Event()
+    line = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
+    line.bind((cable, 0))
+    line.settimeout(0.2)
+
+    def listen() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                data, about = line.recvfrom(2048)
+                if about[2] == socket.PACKET_OUTGOING:
+                    continue  # from this machine to the box
+                if about[1] == 0x0800:
+                    to: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(data[16:20])
+                elif about[1] == 0x86DD:
+                    to = ipaddress.IPv6Address(data[24:40])
+                else:
+                    continue
+                if not (to.is_multicast or to.is_link_local or (to.version == 4 and to in LAN)):
+                    found.append(str(to))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        yield found
+        time.sleep(0.5)
+    finally:
+        ended.set()
+        thread.join()
+        line.close()
