@@ -17,8 +17,9 @@ from typing import Any
 
 import click
 
-from appliance import __version__, guard, network
+from appliance import __version__, guard
 from appliance.errors import ApplianceError, from_os_error
+from appliance.network import stay_offline  # not the module, whose name the command's own file takes
 
 # Command -> the file it stands in, and its line in the overview.
 COMMANDS = {
@@ -81,7 +82,7 @@ def group(context: click.Context, home: Path | None) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
-    network.stay_offline()
+    stay_offline()
     guard.install()
     about: dict[str, Any] = {}  # what becomes known of the command: its name, its home, its settings
     try:
