@@ -114,6 +114,13 @@ def test_long_work_has_no_network_and_gives_way() -> None:
     assert "Persistent=true" in (UNITS / "appliance-retrain.timer").read_text("utf-8")
 
 
+def test_the_key_for_openai_is_given_to_who_asks_and_a_box_without_one_starts() -> None:
+    """Named without a path it is looked for in /etc/credstore, and may be missing; with an absolute path it may not."""
+    for name in LIMITS:
+        lines = re.findall(r"^LoadCredential=(.+)$", (UNITS / f"{name}.service").read_text("utf-8"), re.M)
+        assert lines == (["openai-key"] if name in ("appliance-web", "appliance-worker") else []), name
+
+
 def test_neither_the_engine_nor_the_web_process_has_a_network() -> None:
     engine, web = ((UNITS / f"appliance-{name}.service").read_text("utf-8") for name in ("engine", "web"))
     for unit in (engine, web):

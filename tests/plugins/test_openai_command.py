@@ -94,6 +94,7 @@ def test_shown_confirmed_followed_listed(tmp_path: Path, settings: Settings, far
         assert not dry["sent"] and dry["train"]["rows"] >= 10 and far.calls == []
         bare = run(settings, *words)
         assert bare.returncode == 3 and "nobody has answered for that yet" in bare.stderr and "--confirm" in bare.stderr
+        assert "by prices as of 2025-10-01" in bare.stderr and "check the prices" in bare.stderr
         assert f"{dry['id']}/leaving.txt" in bare.stderr and "exactly what is sent" in bare.stdout and far.calls == []
         done = run(settings, *words, "--confirm", WHO, "--json")
         result = document(done)
