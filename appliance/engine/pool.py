@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.engine.handler import Chunk, Handler, Health, Message, Request
-from appliance.errors import ApplianceError, Busy, Forbidden, ModelUnavailable, TooLarge, Unsupported, where
+from appliance.errors import ApplianceError, Busy, Forbidden, ModelUnavailable, TooLarge, Unsupported, UsedUp, where
 
 log = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ def _always(_error: ApplianceError) -> bool:
 
 
 def _never_late(error: ApplianceError) -> bool:
-    return not isinstance(error, Busy)
+    return isinstance(error, UsedUp) or not isinstance(error, Busy)  # what is used up there is money, not time
 
 
 def _down(error: ApplianceError) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.engine.handler import Handler, Message, Request
-from appliance.errors import Busy, from_os_error
+from appliance.errors import Busy, UsedUp, from_os_error
 
 PATIENCE = 8  # times that a busy engine is asked again
 LONGEST_WAIT = 20.0  # seconds before the next of them
@@ -94,7 +94,7 @@ class Asker:
             try:
                 return await self._answer(call)
             except Busy as error:
-                if not left:
+                if not left or isinstance(error, UsedUp):  # money does not come back by waiting
                     raise
                 await asyncio.sleep(min(error.retry_after, LONGEST_WAIT))
         raise AssertionError("the last try either answers or raises")

@@ -26,6 +26,7 @@ from appliance.settings import Settings
 TRIES = 3
 FIRST_WAIT = 0.5  # seconds, doubled each time
 SLOTS = 8
+USUAL = Usage(1000, 0, 320)  # tokens of a question with its passages, and of its answer
 _DOWN = (Unreachable, ModelUnavailable, Forbidden, Busy)  # a local model can stand in
 _AGAIN = (Unreachable, ModelUnavailable, Busy)  # another try can help
 
@@ -139,8 +140,9 @@ class OpenAIHandler:
         raise Unsupported("OpenAI does not tell how likely a given text is.", "Use a local model.")
 
     async def health(self) -> Health:
-        """Asks the service for its models, which costs nothing."""
+        """Asks the service for its models, which costs nothing; not well where the month has no money for a usual answer."""
         try:
+            await asyncio.to_thread(self._budget.look, self._price.answer(USUAL))
             await self._reach()
         except ApplianceError as error:
             return Health(False, f"{error.message} {error.hint}", self.model)

@@ -150,15 +150,23 @@ class Budget:
         month = _month()
         with self._changing() as months:
             spent = months.get(month, 0.0)
-            if spent + amount > self._cap:
-                left = self._listed.money(max(self._cap - spent, 0.0))
-                raise UsedUp(
-                    f"This month's money for OpenAI is used up: {left} of {self._listed.money(self._cap)} is left.",
-                    "It goes on next month, or with a larger openai_budget in the settings.",
-                    retry_after=_until_next_month(),
-                )
+            self._have(spent, amount)
             months[month] = spent + amount
         return month
+
+    def look(self, amount: float) -> None:
+        """Raises UsedUp where so much is not there any more; takes nothing."""
+        self._have(self.spent(), amount)
+
+    def _have(self, spent: float, amount: float) -> None:
+        if spent + amount <= self._cap:
+            return
+        left = self._listed.money(max(self._cap - spent, 0.0))
+        raise UsedUp(
+            f"This month's money for OpenAI is used up: {left} of {self._listed.money(self._cap)} is left.",
+            "It goes on next month, or with a larger openai_budget in the settings.",
+            retry_after=_until_next_month(),
+        )
 
     def settle(self, month: str, taken: float, real: float) -> None:
         """The real cost in place of what was put down."""

@@ -293,6 +293,10 @@ async def test_a_prompt_for_a_large_model_that_the_local_one_cannot_hold_is_answ
 
 async def test_time_that_is_used_up_outside_is_not_given_again_here() -> None:
     outside, engine = Outside(), Engine()
+    outside.fault = UsedUp("money")
+    await who(beyond(outside, engine), inside=False, deadline=1.0)
+    assert engine.asked == ["here"], "money that is used up took no time"
+    engine.asked.clear()
     outside.fault = Busy("too late")
     with pytest.raises(Busy):
         await who(beyond(outside, engine), inside=False, deadline=1.0)

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from appliance.cli import group
+from appliance.errors import UsedUp
 from appliance.plugins.openai_money import Budget, prices
 from appliance.registry import Manifest
 from appliance.settings import Settings
@@ -57,7 +58,7 @@ def settings(tmp_path: Path, far: Service, monkeypatch: pytest.MonkeyPatch) -> S
 
 
 def test_a_model_of_another_machine_is_asked_only_where_it_is_named_and_its_cost_is_told(
-    settings: Settings, far: Service, tmp_path: Path
+    settings: Settings, far: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box = box_of(settings, Connected())
     hosted = {"plugin": "openai", "model": TUNED, "base": BASE, "method": "supervised"}
@@ -71,15 +72,21 @@ def test_a_model_of_another_machine_is_asked_only_where_it_is_named_and_its_cost
         refused = line(*words, "--model", "far-1", said="n\n")
         assert "Send them?" in refused.stderr and refused.exception is not None
         assert far.calls == [] and not box.audit.entries(thing="far-1")
+        monkeypatch.setenv("APPLIANCE_OPENAI_BUDGET", "0.003")
+        poor = line(*words, "--model", "far-1", "--yes")
+        assert isinstance(poor.exception, UsedUp) and "money for OpenAI is used up" in poor.exception.message
+        paid = far.count(CHAT)
+        monkeypatch.delenv("APPLIANCE_OPENAI_BUDGET")
         done = line(*words, "--model", "far-1", "--yes", "--json")
     assert done.return_value == 0, done.exception  # type: ignore[attr-defined]
     told = json.loads(done.stdout)
     report = told["report"]
-    assert report["passed"] and report["model"] == "far-1" and far.count(CHAT) == report["asked"] > 24
+    assert report["passed"] and report["model"] == "far-1" and report["calls"] == far.count(CHAT) == paid + report["asked"]
+    assert paid > 0 < report["asked"], "what was answered before the money was used up is not paid for twice"
     spent = Budget(settings, prices(settings)).spent()
     assert report["cost"] == pytest.approx(spent, abs=1e-4) and report["cost"] > 0 and report["currency"] == "USD"
     assert " USD)" in done.stderr
-    (entry,) = box.audit.entries(thing="far-1")
+    entry = box.audit.entries(thing="far-1")[-1]
     assert entry.verb == "send examples" and entry.facts["module"] == "teacher_responder"
     listed = json.loads(line("models", "list", "--json").stdout)["models"]
     assert next(one for one in listed if one["id"] == told["id"])["cost"] == f"{report['cost']} USD"

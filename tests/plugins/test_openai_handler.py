@@ -104,9 +104,11 @@ async def test_three_times_and_no_more(settings: Settings, far: Service) -> None
 async def test_after_the_first_word_it_is_never_asked_again(settings: Settings, far: Service) -> None:
     far.break_after = 2
     said = []
+    made = handler(settings, fallback=Fake())
     with pytest.raises(Unreachable, match="broke off") as caught:
-        async for chunk in handler(settings, fallback=Fake()).generate(ASKED):
+        async for chunk in made.generate(ASKED):
             said.append(chunk.text)
+    await made.close()
     assert "".join(said) == "WHY ARE" and far.count(CHAT) == 1 and caught.value.hint
 
 

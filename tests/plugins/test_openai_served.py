@@ -174,6 +174,12 @@ async def test_judged_promoted_answering_cut_off_and_gone_back_from(
         said = await by_program(box, staff)
         assert (said["handler"], said["model"]) == ("openai", id)
         asked = far.count(CHAT)
+        budget = Budget(settings, prices(settings))
+        rest = settings.openai_budget - budget.spent() - 1e-6
+        month = budget.take(rest)
+        assert "NO MONEY" in await answer(staff, "Why is the sky blue with no money?"), "an answer is owed all the same"
+        assert "money for OpenAI is used up" in (await box.pool.serving()).detail and far.count(CHAT) == asked
+        budget.settle(month, rest, 0.0)
     assert "WITHOUT A LINE" in await answer(staff, "Why is the sky blue without a line?")
     page = (await staff.get("/admin/models")).text
     assert re.search(r"<b[^>]*>here</b>", page) and "in this building, answers until that is mended" in page
