@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,29 @@ from tests.plugins.far import far
 from tests.test_egress import egress
 
 
-async def run(home: Path, *words: str, code: int = 0) -> dict[str, Any]:
-    """The document of a command that ends well; the last two lines of one that does not."""
-    command = [sys.executable, "-m", "appliance", "--home", str(home), *words, "--json"]
-    done = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
-    out, err = await done.communicate()
-    assert done.returncode == code, err.decode()
-    found: dict[str, Any] = json.loads(out) if out else {"told": err.decode().strip().splitlines()[-2:]}
-    return found
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Awaitable[dict[str, Any]]]:
+    """A command in a thread of this process: the document of one that ends well; the last two lines of one that does not."""
+
+    async def made(home: Path, *words: str, code: int = 0) -> dict[str, Any]:
+        def here() -> int:
+            with pytest.raises(SystemExit) as ended:
+                main(["--home", str(home), *words, "--json"])
+            return int(str(ended.value.code or 0))
+
+        capsys.readouterr()
+        ended = await asyncio.to_thread(here)
+        out, err = capsys.readouterr()
+        assert ended == code, err
+        found: dict[str, Any] = json.loads(out) if out else {"told": err.strip().splitlines()[-2:]}
+        return found
+
+    return made
 
 
-async def test_a_model_of_another_machine_at_the_command_line(tmp_path: Path) -> None:
+async def test_a_model_of_another_machine_at_the_command_line(
+    tmp_path: Path, run: Callable[..., Awaitable[dict[str, Any]]]
+) -> None:
     settings = Settings(home=tmp_path / "home")
     async with far() as server, far(mood="dies") as dead, contextlib.AsyncExitStack() as stack:
         allow(settings, server.host, dead.host)
