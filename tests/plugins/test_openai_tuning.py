@@ -18,6 +18,7 @@ from appliance.db import Database
 from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, Unreachable
 from appliance.jobs import Job, Jobs, work_one
 from appliance.network import Policy
+from appliance.plugins import openai_work
 from appliance.plugins.openai import OpenAIFineTuner, Prepared
 from appliance.plugins.openai_line import Refused
 from appliance.plugins.openai_work import KIND, LANE
@@ -52,7 +53,8 @@ def template(server: Service, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 @pytest.fixture
-def settings(tmp_path: Path, far: Service, template: tuple[Path, str]) -> Settings:
+def settings(tmp_path: Path, far: Service, template: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setattr(openai_work, "LONGEST_WAIT", 0.1)
     shutil.copytree(template[0], tmp_path / "home")
     return connected(tmp_path / "home", far)
 
