@@ -178,7 +178,7 @@ async def dspy(out: Output, verb: str, name: str | None, **options: Any) -> int:
     VERB is start (may not be left out before a MODULE), status, list, cancel (of a job's ID, or of what runs), evaluate and
     promote (of a program's ID).
     """
-    method = dataclasses.replace(METHODS["dspy"], evaluate=partial(tune_dspy.evaluate, examples=options["examples"]))
+    method = dataclasses.replace(METHODS["dspy"], evaluate=partial(tune_dspy.evaluate, options=options))
     starting = verb == "start"
     return await perform(out, method, verb, None if starting else name, options | {"module": name if starting else None})
 

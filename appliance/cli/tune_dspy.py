@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -96,16 +95,19 @@ def outcome(job: Job) -> dict[str, Any]:
     return job.result
 
 
-async def evaluate(out: Output, appliance: Any, _method: Any, id: str, *, examples: Path | None) -> int:
-    """Judge a program again: on a file's rows, else on those that its run held out."""
+async def evaluate(out: Output, appliance: Any, _method: Any, id: str, *, options: dict[str, Any]) -> int:
+    """Judge a program again: on a file's rows, else on those that its run held out; by the model that is named, if one is."""
     from appliance.jobs import Jobs
     from appliance.plugins import dspy_job
 
     def tell(_stage: str, done: int, total: int, _left: float | None, _facts: dict[str, Any]) -> None:
         out.progress(f"{done} of {total}")
 
+    order = dspy_job.Order(appliance.chat.programs.get(id).module, method="evaluate", model=options["model"] or "")
+    _confirm(appliance, order, options["yes"])
+    _note(appliance, order)
     with Jobs(appliance.database, out.settings).hold("heavy"):
-        report = await dspy_job.judge(appliance, id, examples, tell)
+        report = await dspy_job.judge(appliance, id, options["examples"], tell, model=order.model)
     show_report(out, report)
     out.result({"id": id, "report": report})
     return 0 if report["passed"] else 4

@@ -212,15 +212,17 @@ async def asked(box: Any, order: Order) -> AsyncIterator[Asked]:
         task = f"{order.module}/{order.subject.casefold()}" if order.subject else order.module
         serving = await box.pool.serving(task, inside=True)  # examples leave the building only for a model that was named
         if manifest is None and (serving.handler == "quotes" or not serving.ok):
-            raise ModelUnavailable("No language model serves in the building.", "Promote one, or name one with --model.")
+            raise ModelUnavailable(
+                "No language model serves in the building.", "Promote one, or name one: `appliance tune dspy --help`, --model."
+            )
         model, context = (manifest.id, manifest.context) if manifest else (serving.model, serving.context)
         yield Asked(box.engine, model, context)
 
 
-async def judge(box: Any, id: str, examples: Path | None, tell: OnProgress) -> dict[str, Any]:
+async def judge(box: Any, id: str, examples: Path | None, tell: OnProgress, *, model: str = "") -> dict[str, Any]:
     """How a program in the table does beside its module's file: on a file's rows, else on those that its run held out.
 
-    Rows that it has words of judge nothing. Raises NotFound, BadInput where none is left.
+    model: as in an order. Rows that it has words of judge nothing. Raises NotFound, BadInput where none is left.
     """
     program = box.chat.programs.get(id)
     module = prompts.from_program(box.chat.programs.export(id))
@@ -232,7 +234,7 @@ async def judge(box: Any, id: str, examples: Path | None, tell: OnProgress) -> d
         rows = _held_out(box.settings.runs / Path(str(program.report.get("run") or "none")).name)
     if not rows:
         raise BadInput(f"There is nothing to judge {id} by.", "Give examples that it never saw: --examples FILE.")
-    order = Order(program.module, subject=program.subject, grade=program.grade)
+    order = Order(program.module, subject=program.subject, grade=program.grade, model=model)
     async with asked(box, order) as whom:
         optimiser = DSPyOptimizer(
             whom.handler, box.settings, model=whom.model, context=whom.context, subject=order.subject, grade=order.grade

@@ -78,16 +78,21 @@ def test_a_model_of_another_machine_is_asked_only_where_it_is_named_and_its_cost
         paid = far.count(CHAT)
         monkeypatch.delenv("APPLIANCE_OPENAI_BUDGET")
         done = line(*words, "--model", "far-1", "--yes", "--json")
-    assert done.return_value == 0, done.exception  # type: ignore[attr-defined]
-    told = json.loads(done.stdout)
+        assert done.return_value == 0, done.exception  # type: ignore[attr-defined]
+        told = json.loads(done.stdout)
+        before, spent = far.count(CHAT), Budget(settings, prices(settings)).spent()
+        here = json.loads(line("tune", "dspy", "evaluate", told["id"], "--json").stdout)
+        assert here["report"]["n"] == 12 and far.count(CHAT) == before, "in the building, where no model is named"
+        there = line("tune", "dspy", "evaluate", told["id"], "--model", "far-1", "--yes", "--json")
+        assert json.loads(there.stdout)["report"]["passed"] and far.count(CHAT) == before + 24
     report = told["report"]
-    assert report["passed"] and report["model"] == "far-1" and report["calls"] == far.count(CHAT) == paid + report["asked"]
+    assert report["passed"] and report["model"] == "far-1" and report["calls"] == before == paid + report["asked"]
     assert paid > 0 < report["asked"], "what was answered before the money was used up is not paid for twice"
-    spent = Budget(settings, prices(settings)).spent()
     assert report["cost"] == pytest.approx(spent, abs=1e-4) and report["cost"] > 0 and report["currency"] == "USD"
     assert " USD)" in done.stderr
-    entry = box.audit.entries(thing="far-1")[-1]
-    assert entry.verb == "send examples" and entry.facts["module"] == "teacher_responder"
+    entries = box.audit.entries(thing="far-1")
+    assert {one.verb for one in entries} == {"send examples"} and len(entries) == 3
+    assert entries[0].facts["module"] == "teacher_responder"
     listed = json.loads(line("models", "list", "--json").stdout)["models"]
     assert next(one for one in listed if one["id"] == told["id"])["cost"] == f"{report['cost']} USD"
     box.database.close()
