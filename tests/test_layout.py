@@ -92,6 +92,7 @@ WITHIN = {
     ("practice", "branches"),
     ("practice", "lessons"),
     ("plugins", "tuning"),
+    ("doctor", "backup"),
     ("app", "supervisor"),
 }
 # Value types of the one interface that everything shares: `engine.handler` may be read by any noun.

@@ -17,6 +17,7 @@ UNITS = Path(__file__).resolve().parents[1] / "systemd"
 # systemd's exposure level, 0 (nothing allowed) to 10: the web process has a LAN port, the engine has no network at all.
 LIMITS = {
     "appliance-web": 0.8, "appliance-engine": 0.8, "appliance-worker": 1.2, "appliance-retrain": 1.2,
+    "appliance-backup": 0.8,
     "appliance-egress": 1.5,
 }  # fmt: skip
 
@@ -52,6 +53,14 @@ def test_long_work_has_no_network_and_gives_way() -> None:
     assert "Persistent=true" in (UNITS / "appliance-retrain.timer").read_text("utf-8")
 
 
+def test_backups_are_made_each_night_on_other_disks_and_give_way() -> None:
+    unit = (UNITS / "appliance-backup.service").read_text("utf-8")
+    assert "PrivateNetwork=yes" in unit and "RestrictAddressFamilies=AF_UNIX\n" in unit and "Nice=10" in unit
+    assert "ReadWritePaths=/var/lib/appliance -/mnt -/media -/srv\n" in unit
+    assert "--prove-after 7" in unit, "a backup that nobody restored is a hope"
+    assert "Persistent=true" in (UNITS / "appliance-backup.timer").read_text("utf-8")
+
+
 def test_neither_the_engine_nor_the_web_process_has_a_network() -> None:
     engine, web = ((UNITS / f"appliance-{name}.service").read_text("utf-8") for name in ("engine", "web"))
     for unit in (engine, web):
@@ -63,9 +72,9 @@ def test_neither_the_engine_nor_the_web_process_has_a_network() -> None:
 def test_the_way_out_sees_nothing_of_the_box_and_stays_ended_while_nothing_is_allowed() -> None:
     unit = (UNITS / "appliance-egress.service").read_text("utf-8")
     hidden = " ".join(re.findall(r"^InaccessiblePaths=(.+)$", unit, re.M))
-    for name in ("appliance.sqlite3", "documents", "index", "models", "runs", "jobs"):
+    for name in ("appliance.sqlite3", "documents", "index", "models", "runs", "jobs", "backups", "backup.key"):
         assert f"-/var/lib/appliance/{name}" in hidden.split()
     assert "ReadWritePaths=/var/lib/appliance/run\n" in unit
     assert "SuccessExitStatus=3" in unit and "Restart=on-failure" in unit, "exit code 3 is the policy's: no crash loop"
-    for name in ("web", "engine", "worker", "retrain"):
+    for name in ("web", "engine", "worker", "retrain", "backup"):
         assert "appliance-egress" not in (UNITS / f"appliance-{name}.service").read_text("utf-8"), "only a person starts it"

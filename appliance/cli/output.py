@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json as jsonlib
 import math
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -93,6 +94,10 @@ def command(work: Callable[..., Awaitable[Result]]) -> Callable[..., Result]:
     @functools.wraps(work)
     def run(context: click.Context, /, as_json: bool, home: Path | None, **values: Any) -> Result:
         settings = load(home=home or (context.find_root().obj or {}).get("home"))
+        if os.path.exists(settings.switching):
+            from appliance.backup import finish
+
+            finish(settings)
         body: Coroutine[Any, Any, Result] = work(Output(json=as_json, settings=settings), **values)  # type: ignore[assignment]
         return asyncio.run(body)
 
