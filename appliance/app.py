@@ -11,13 +11,13 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance import network
+from appliance import guard, network
 from appliance.accounts import Accounts, People
 from appliance.accounts.directory import SECONDS, Directory
 from appliance.accounts.oidc import Oidc
@@ -27,15 +27,26 @@ from appliance.classes import Classes
 from appliance.db import Database
 from appliance.engine import fake
 from appliance.engine.embedder import NAME as EMBEDDER
+from appliance.engine.handler import Message, Request
 from appliance.engine.loaded import MakeHandler, ModelFiles
 from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.engine.pool import Active, Pool
 from appliance.engine.quotes import Quotes
 from appliance.engine.serving_choice import Choice, Chosen
-from appliance.errors import ApplianceError, BadInput, Conflict, GateNotPassed, ModelUnavailable, NotFound, from_os_error
+from appliance.errors import (
+    ApplianceError,
+    BadInput,
+    Conflict,
+    GateNotPassed,
+    ModelUnavailable,
+    NotFound,
+    Unsupported,
+    from_os_error,
+)
 from appliance.feedback import Feedback
 from appliance.jobs import Jobs, held
 from appliance.knowledge.library import Library
+from appliance.plugins.hosting import Hosting
 from appliance.practice.mentors import Mentors
 from appliance.practice.rehearsals import Rehearsals
 from appliance.practice.scenes import Scenes
@@ -43,6 +54,7 @@ from appliance.practice.wording import Wording
 from appliance.registry import Manifest, Registry
 from appliance.safeguarding import Safeguarding
 from appliance.settings import Settings
+from appliance.standards import Standards
 from appliance.supervisor import end
 from appliance.tuning.giving import Giving
 
@@ -67,7 +79,8 @@ class Appliance:
         rerank = None if settings.reranker is None else self.engine.rerank
         self.library = Library(settings, self.database, self.engine.embed, EMBEDDER, rerank)
         self.quotes = Quotes(_no_search, self.engine.embed)
-        self.pool = Pool(self.engine, self.quotes, self._active)
+        self.hosting = Hosting(settings)
+        self.pool = Pool(self.engine, self.quotes, self._active, self._named, self.hosting.use)
         dial = partial(network.dial, settings, timeout=SECONDS)
         directory = Directory(settings, dial) if settings.ldap_url else None
         self.accounts = Accounts(self.database, settings, directory, self.audit)
@@ -76,6 +89,7 @@ class Appliance:
         self.people = People(self.database)
         self.classes = Classes(self.database)
         self.scenes = Scenes(self.database, self.accounts, self.audit)
+        self.standards = Standards(self.database, self.accounts, self.audit)
         self.jobs = Jobs(self.database, settings)
         self.safeguarding = Safeguarding(self.database, self.audit)
         self.chat = Chat(
@@ -99,10 +113,16 @@ class Appliance:
             raise from_os_error(error, "preparing the appliance's folder") from error
         appliance = cls(settings)
         appliance.database.migrate()
+        guard.tell(appliance._note_attempt)
         return appliance
 
+    def _note_attempt(self, attempt: guard.Attempt) -> None:
+        self.audit.note("network refused", attempt.target[:120], {"by": attempt.by})
+
     async def close(self) -> None:
+        guard.tell(None)
         await self.pool.close()
+        await self.hosting.close()
         await self.safeguarding.close()
         self.library.close()
         self.database.close()
@@ -112,13 +132,30 @@ class Appliance:
             return Active(fake.Fake.name, "Pretend answers: no model is asked", False, fake.CONTEXT)
         name, _, subject = task.partition("/")
         ids = self.registry.for_task(name, subject)
-        for id in ids:
-            try:
-                found = self.registry.get(id)
-            except (BadInput, NotFound):
-                continue  # the engine will find it damaged when asked for it, and this next one is what stands in for it
-            return Active(ids[0], found.title, found.starter, context_of(found, self.settings))
-        return None
+        found = self._readable(ids)
+        if not found:
+            return None
+        # Where the first is damaged, the engine will find it so when asked for it, and the next one is what stands in for it.
+        return self._as_active(found[0], found[0].id if found[0].kind == "hosted" else ids[0], found)
+
+    def _named(self, name: str) -> Active | None:
+        """A model by its id or alias, where it is on another machine; of the others the engine knows more."""
+        found = self._readable([name])
+        hosted = found and found[0].kind == "hosted"
+        return self._as_active(found[0], found[0].id, self._readable(self.registry.for_task(""))) if hosted else None
+
+    def _readable(self, names: Sequence[str]) -> list[Manifest]:
+        found = []
+        for name in names:
+            with suppress(BadInput, NotFound):
+                found.append(self.registry.get(name))
+        return found
+
+    def _as_active(self, found: Manifest, id: str, others: Sequence[Manifest]) -> Active:
+        """others: of which the first that is here stands in for it, where it is on another machine."""
+        here = next((one for one in others if one.kind != "hosted"), None) if found.kind == "hosted" else None
+        local = self._as_active(here, here.id, ()) if here is not None else None
+        return Active(id, found.title, found.starter, context_of(found, self.settings), found.hosted, local)
 
     def _is_starter(self, name: str) -> bool:
         return self.registry.get(name).starter
@@ -134,6 +171,11 @@ class Appliance:
             return ModelFiles(fake.Fake.name, Path(os.devnull), None, fake.CONTEXT)
         try:
             manifest = self.registry.verify(name)
+            if manifest.kind == "hosted":
+                here = [one.id for one in self._readable(self.registry.for_task("")) if one.kind != "hosted"]
+                if not here:
+                    raise Unsupported(f"{name} is on another machine: nothing of it is here.", "Promote a local model first.")
+                return self.resolve(here[0])
             base = self.registry.verify(manifest.base) if manifest.base else manifest
         except (ModelUnavailable, BadInput, NotFound):
             stand_in = self._stand_in(self.registry.id_of(name))
@@ -249,13 +291,23 @@ class Appliance:
         if self.settings.backend == "fake":
             raise Conflict("A load test is on: no model is loaded, so none can be tried.", "Take the setting backend back.")
         await asyncio.to_thread(admit)
-        async with self.running_engine():
-            await self.engine.load(manifest.id)
+        if manifest.kind == "hosted":
+            await self._answers_once(manifest)
+        else:
+            async with self.running_engine():
+                await self.engine.load(manifest.id)
         await asyncio.to_thread(admit)  # loading takes its time: another model may serve by now, or a row be withdrawn
         before = self._champion_id()
         serving = await asyncio.to_thread(self.registry.promote, manifest.id)
         await asyncio.to_thread(self.audit.note, verb, manifest.id, facts | {"before": before}, actor=actor)
         return serving
+
+    async def _answers_once(self, manifest: Manifest) -> None:
+        """Raises what is wrong where a model of another machine cannot be reached, or says nothing."""
+        question = Request([Message("user", "What is 2 + 2?")], manifest.id, max_tokens=8, inside=False)
+        async with aclosing(self.pool.generate(question)) as chunks:
+            async for _chunk in chunks:
+                pass
 
     def choose(self, task: str, name: str | None, *, accept: str = "") -> Manifest | None:
         """Have a model answer for a task, or for a task in one subject; None: the champion again. accept: as in `promote`."""
@@ -367,10 +419,16 @@ def _require_gate(manifest: Manifest, champion: Manifest | None) -> None:
     on_starter = champion is not None and champion.kind == "base" and champion.starter and met == manifest.origin
     if champion is None or met == champion.id or on_starter:
         return
-    again = champion.origin == manifest.origin
+    again = champion.origin == manifest.origin or manifest.kind == "hosted"
+    against = f" --against {champion.id}" if champion.kind == "hosted" and manifest.kind != "hosted" else ""
     raise GateNotPassed(
         f"The model {manifest.id!r} passed the gate against {met or 'an unknown model'}, but {champion.id} serves now.",
-        (f"Judge it again with `appliance models evaluate {manifest.id}`, then promote it. " if again else "") + keep,
+        (
+            f"Judge it again with `appliance models evaluate {manifest.id}{against}`, then promote it. "
+            if again or against
+            else ""
+        )
+        + keep,
     )
 
 

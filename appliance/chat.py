@@ -11,22 +11,24 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from appliance import hints, reading
+from appliance import hints, openings, reading, teaching
 from appliance.accounts import PUPIL
 from appliance.answering import Answers
 from appliance.audit import Audit
 from appliance.citations import Citations
 from appliance.conversations import Conversations, Turn, talk
-from appliance.coverage import Sources, shorten
+from appliance.coverage import Sources
 from appliance.engine.handler import Message, Request
-from appliance.errors import ApplianceError, BadInput, Closed, ModelUnavailable, TooLarge, UsedUp
-from appliance.fence import Fence, secret_of
+from appliance.errors import ApplianceError, BadInput, Closed, TooLarge, UsedUp
+from appliance.fence import Fence
+from appliance.files import kept_secret
+from appliance.fitting import Count, Plan, Render, Room, fit
 from appliance.guarding import Guard
 from appliance.knowledge import suspicion
 from appliance.knowledge.follow_ups import to_search
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from appliance.accounts import Accounts, User
     from appliance.db import Database
     from appliance.engine.pool import Pool, Serving
-    from appliance.knowledge.library import Library, Passage
+    from appliance.knowledge.library import Library
     from appliance.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -54,12 +56,29 @@ STARTER_TOKENS = 80
 STARTER_PENALTY = 1.2
 # Prompt programs of teachers' rehearsals: no pupil reaches them, whoever hands a name on.
 FOR_PRACTICE = frozenset({"student_reaction", "scenario_generator"})
-STARTER_HEADING = "The starter model's own words (for trying the box; do not rely on them)"
 
 
-def as_one_text(text: str, lead: str) -> str:
-    """An answer for places that show one text: quotes first, then the starter's words under their heading."""
-    return f"{lead}\n\n---\n\n**{STARTER_HEADING}**\n\n{text}" if lead else text
+@dataclass(frozen=True, slots=True)
+class How:
+    """How one answer is asked for. `collections` None searches all documents, an empty one none.
+
+    lesson: as `admit` gave it for this question; None: it is admitted then. module: a prompt program; where its answers have a
+    form (see `asking`), or `schema` gives one, they are held to it. simpler: the reader found the answer before this one hard.
+    """
+
+    model: str = "default"
+    collections: Sequence[str] | None = None
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 0.95
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    subject: str | None = None
+    grade: str | None = None
+    module: str = "teacher_responder"
+    lesson: Lesson | None = None
+    schema: dict[str, Any] | None = None
+    simpler: bool = False
 
 
 class Chat:
@@ -106,87 +125,56 @@ class Chat:
     ) -> AsyncGenerator[Event, None]:
         """`_unguarded`, inside the safety guard: every door comes this way, and what is stopped ends as a "done" event.
 
-        `conversation`: the stored one it belongs to; `before` and `left`: as in `Guard.over`. Takes and raises what
-        `_unguarded` does.
+        `conversation`: the stored one it belongs to; `before` and `left`: as in `Guard.over`; options: those of `How`. Raises
+        what `_unguarded` does.
         """
         self._accounts.require(user, "ask", "chat")
         _split(messages)
+        how = How(**options)
 
         def answer(checked: Sequence[Message]) -> AsyncGenerator[Event, None]:
-            return self._unguarded(user, checked, **options)
+            return self._unguarded(user, checked, how)
 
-        lesson: Lesson | None = options.get("lesson")
-        grade = (lesson.grade if lesson is not None else "") or options.get("grade")
+        grade = (how.lesson.grade if how.lesson is not None else "") or how.grade
         guarded = self.guard.over(user, messages, answer, grade=grade, conversation=conversation, before=before, left=left)
         async with aclosing(guarded) as events:
             async for event in events:
                 yield event
 
-    async def _unguarded(
-        self,
-        user: User,
-        messages: Sequence[Message],
-        *,
-        model: str = "default",
-        collections: Sequence[str] | None = None,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 0.95,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        subject: str | None = None,
-        grade: str | None = None,
-        module: str = "teacher_responder",
-        lesson: Lesson | None = None,
-        schema: dict[str, Any] | None = None,
-    ) -> AsyncGenerator[Event, None]:
-        """Answer the last message. `collections` None searches all documents, an empty one none.
+    async def _unguarded(self, user: User, messages: Sequence[Message], how: How) -> AsyncGenerator[Event, None]:
+        """Answer the last message.
 
-        lesson: as `admit` gave it for this question; None: it is admitted here. module: a prompt program; where its answers
-        have a form (see `asking`), or `schema` gives one, they are held to it.
-
-        What only asks on ("and why?") is searched with the question before it.
-
-        Where the documents do not cover it, the answer says so and names the nearest; for a strict class that is all of it.
-        System messages need the right to instruct, and stand after ours. Closing the generator frees the model at once.
+        What only asks on ("and why?") is searched with the question before it. Where the documents do not cover it, the answer
+        says so and names the nearest; for a strict class that is all of it. System messages need the right to instruct, and
+        stand after ours. Closing the generator frees the model at once.
         Raises NotSignedIn, Forbidden, Closed, BadInput, NotFound, TooLarge, Busy, ModelUnavailable.
         """
         question, history, instructions = _split(messages)
         if instructions:
             self._accounts.require(user, "instruct", "chat")
-        if module in FOR_PRACTICE:
+        if how.module in FOR_PRACTICE:
             self._accounts.require(user, "practise", "lesson")
-        lesson = lesson or await self.admit(user)
-        subject, grade = lesson.subject or subject, lesson.grade or grade
+        lesson = how.lesson or await self.admit(user)
+        how = replace(how, lesson=lesson, subject=lesson.subject or how.subject, grade=lesson.grade or how.grade)
         started = time.monotonic()
         meant = to_search(question, [message.content for message in history if message.role == "user"])
-        sources = await self._find(user, meant, collections, lesson)
+        sources = await self._find(user, meant, how.collections, lesson)
         if lesson.strict and not sources.passages:
             for event in sources.only(round(time.monotonic() - started, 3)):
                 yield event
             return
-        task = f"{module}/{subject.casefold()}" if subject else module
-        serving = await self._pool.serving(task)
-        starter = await self._is_starter(model, serving)
-        limit = max_tokens or (min(STARTER_TOKENS, self._settings.answer_tokens) if starter else self._settings.answer_tokens)
-        context = serving.context or self._pool.context
-        if context > 0:
-            limit = min(limit, max(16, context // 2))
-        if self._fence is None:
-            self._fence = Fence(await asyncio.to_thread(secret_of, self._settings.fence), suspicion.suspicious)
-        count = partial(self._pool.count, task=task, model=model)
-        room = context - limit if context > 0 else 10**9
-        served = await asyncio.to_thread(self.programs.module, module, subject or "", grade or "")
-        program = await served.within(room, count)
-        form = schema or program.schema
-        note = "" if form else _note(lesson, [*history, Message("user", question)])
-        about: dict[str, Any] = {"subject": subject, "grade": grade, "lesson": lesson.words(), "note": note}
-        render = partial(program.render, question, fence=self._fence, **about)
-        plan = await self._fit(render, sources.passages, history, instructions, count, room, limit, lesson.strict)
+        task = f"{how.module}/{how.subject.casefold()}" if how.subject else how.module
+        inside = not user.staff and self._settings.hosted_for != "everyone"
+        serving = await self._pool.serving(task, inside)
+        starter = await self._is_starter(how.model, serving)
+        room = self._room(serving, starter, how.max_tokens)
+        count = partial(self._pool.count, task=task, model=how.model, inside=inside)
+        render, form = await self._rendering(question, history, how, lesson, count, room)
+        plan = await fit(render, sources.passages, history, instructions, count, room, strict=lesson.strict)
         request = Request(
-            plan.messages, model, limit, temperature, top_p=top_p, seed=seed, stop=tuple(stop), user=user.id,
-            group=_group(user), repeat_penalty=STARTER_PENALTY if starter else 1.0,
-            passages=tuple(sources.passages), question=meant, task=task, schema=form,
+            plan.messages, how.model, room.answer, how.temperature, top_p=how.top_p, seed=how.seed, stop=tuple(how.stop),
+            user=user.id, group=_group(user), repeat_penalty=STARTER_PENALTY if starter else 1.0,
+            passages=tuple(sources.passages), question=meant, task=task, schema=form, inside=inside,
         )  # fmt: skip
         async with aclosing(self._events(request, plan, sources, serving, starter)) as events:
             async for event in events:
@@ -197,6 +185,28 @@ class Chat:
                     used = sum(event.data["tokens"].get(kind, 0) for kind in ("prompt", "completion"))
                     await self._count(user, lesson.class_id, used)
                 yield event
+
+    def _room(self, serving: Serving, starter: bool, wanted: int | None) -> Room:
+        """How long the answer may be, and what is left to the prompt."""
+        limit = wanted or (min(STARTER_TOKENS, self._settings.answer_tokens) if starter else self._settings.answer_tokens)
+        context = serving.context or self._pool.context
+        if context <= 0:
+            return Room(10**9, limit)
+        limit = min(limit, max(16, context // 2))
+        return Room(context - limit, limit)
+
+    async def _rendering(
+        self, question: str, history: Sequence[Message], how: How, lesson: Lesson, count: Count, room: Room
+    ) -> tuple[Render, dict[str, Any] | None]:
+        """What makes messages of passages and earlier turns, and the form that the answer is held to, None for plain words."""
+        if self._fence is None:
+            self._fence = Fence(await asyncio.to_thread(kept_secret, self._settings.fence), suspicion.suspicious)
+        served = await asyncio.to_thread(self.programs.module, how.module, how.subject or "", how.grade or "")
+        program = await served.within(room.prompt, count)
+        form = how.schema or program.schema
+        note = "" if form else _note(lesson, [*history, Message("user", question)], simpler=how.simpler)
+        about: dict[str, Any] = {"subject": how.subject, "grade": how.grade, "lesson": lesson.words(), "note": note}
+        return partial(program.render, question, fence=self._fence, **about), form
 
     async def _count(self, user: User, class_id: str, tokens: int) -> None:
         """Note what an answer took. It is told before a slow or locked disk has taken this, and whether it does or not."""
@@ -220,21 +230,25 @@ class Chat:
         return lesson
 
     async def _events(
-        self, request: Request, plan: _Plan, sources: Sources, serving: Serving, starter: bool
+        self, request: Request, plan: Plan, sources: Sources, serving: Serving, starter: bool
     ) -> AsyncGenerator[Event, None]:
         """All events of one answer, from what was found to what was said."""
         model = serving.model if request.model in ("default", "quotes") else request.model
-        last = {"model": model, "handler": serving.handler, "finish": "stop", "tokens": {}}
+        last = {"model": model, "handler": serving.handler, "finish": "stop", "tokens": {}, "opening": ""}
         yield Event("sources", {**sources.facts(), "model": last["model"], "handler": last["handler"]})
         if plan.dropped:
             yield Event("notice", {"message": "This chat has grown long: the assistant no longer sees its first messages."})
         said = lead = ""
         if starter:
-            lead = await self._quote(request, sources)
+            last["opening"], lead = code, _ = await self._quote(request, sources)
+            if code:
+                yield sources.opens(code)
             yield Event("quotes", {"text": lead})
         async with aclosing(self._words(request, plan.given, sources, starter, last)) as events:
             async for event in events:
                 said += event.data.get("delta", "")
+                if event.kind == "opening":
+                    last["opening"] = event.data["code"]
                 yield event
         if last["handler"] == "quotes":
             starter, lead = False, ""
@@ -249,7 +263,7 @@ class Chat:
         quoting = request.model == "quotes" or (request.model == "default" and last["handler"] == "quotes")
         if quoting and not request.passages:
             last |= {"model": "quotes", "handler": "quotes"}
-            yield Event("text", {"delta": sources.nothing()})
+            yield sources.opens(sources.nothing())
             return
         async with aclosing(self._pool.generate(request)) as chunks:
             async for chunk in chunks:
@@ -265,27 +279,31 @@ class Chat:
                 if marks is None:
                     quoting = chunk.handler == "quotes"
                     if quoting and not request.passages:
-                        yield Event("text", {"delta": sources.nothing()})
+                        yield sources.opens(sources.nothing())
                         break
                     marks = Citations([one.text for one in request.passages[: None if quoting else given]])
                     if sources.covered is False and not quoting and not starter:
-                        yield Event("text", {"delta": sources.before_own_words()})
+                        yield sources.opens(openings.NOT_COVERED_OWN)
+                    if quoting and (code := openings.code_of(chunk.text)):
+                        yield sources.opens(code)
+                        continue
                 if delta := marks.feed(chunk.text):
                     yield Event("text", {"delta": delta})
         if marks is not None and (delta := marks.flush().rstrip()):
             yield Event("text", {"delta": delta})
 
-    async def _quote(self, request: Request, sources: Sources) -> str:
-        """What the documents say, in their own words: this leads while the model that serves is not to be relied on."""
+    async def _quote(self, request: Request, sources: Sources) -> tuple[str, str]:
+        """What leads while the model that serves is not to be relied on: a code of what opens it, and quotations."""
         if not request.passages:
-            return sources.nothing()
-        text = ""
+            return sources.nothing(), ""
+        text, code = "", ""
         request = replace(request, model="quotes", max_tokens=1000, stop=())
         async with aclosing(self._pool.generate(request)) as chunks:
             async for chunk in chunks:
-                text += chunk.text
+                begins = openings.code_of(chunk.text) if not text else ""
+                code, text = code or begins, text if begins else text + chunk.text
         marks = Citations([one.text for one in request.passages])
-        return (marks.feed(text) + marks.flush()).strip()
+        return code, (marks.feed(text) + marks.flush()).strip()
 
     async def _is_starter(self, model: str, serving: Serving) -> bool:
         if model == "quotes":
@@ -304,57 +322,6 @@ class Chat:
         found = await self._library.search(question, k=self._settings.passages, within=within)
         return Sources(found.covered, found.lexical_only, list(found.passages) if found.covered else [], list(found.nearest))
 
-    async def _fit(
-        self,
-        render: Callable[[Sequence[Passage], Sequence[Message]], list[Message]],
-        passages: Sequence[Passage],
-        history: Sequence[Message],
-        instructions: str,
-        count: Callable[[Sequence[Message]], Awaitable[int]],
-        room: int,
-        limit: int,
-        strict: bool,
-    ) -> _Plan:
-        """The largest prompt of at most `room` tokens: old turns go first, then passages, the instructions never.
-
-        Where only documents may answer, the last passage stays.
-        """
-        plans: list[tuple[Sequence[Message], Sequence[Any]]] = [(history[n:], passages) for n in range(0, len(history), 2)]
-        plans += [((), passages[:n]) for n in range(len(passages), 0, -1)]
-        plans += [((), [replace(passages[0], text=shorten(passages[0].text, size))]) for size in (600, 250) if passages]
-        if not (strict and passages):
-            plans.append(((), ()))
-
-        async def measure(index: int) -> tuple[list[Message], int]:
-            turns_kept, given = plans[index]
-            messages = render(given, turns_kept)
-            if instructions:
-                messages[0] = Message(messages[0].role, f"{messages[0].content}\n\n{instructions}")
-            try:
-                return messages, await count(messages)
-            except ModelUnavailable:
-                return messages, 0  # quotes answer in this case, and they have no such limit
-
-        low, high = 0, len(plans) - 1
-        best, size = await measure(low)
-        if size > room:  # plans only shrink, so the first one that fits is found by halving
-            best, size = await measure(high)
-            if size > room:
-                raise TooLarge(
-                    f"The question takes {size} tokens of the model's; {max(room, 0)} fit beside an answer of {limit}.",
-                    "Ask in fewer words, or in parts.",
-                )
-            while high - low > 1:
-                middle = (low + high) // 2
-                messages, size = await measure(middle)
-                if size <= room:
-                    high, best = middle, messages
-                else:
-                    low = middle
-            low = high
-        kept, given = plans[low]
-        return _Plan(best, len(given), dropped=len(kept) < len(history))
-
     async def ask(self, user: User, question: str, **options: Any) -> dict[str, Any]:
         """One answer as `appliance ask --json` prints it; nothing is stored. Takes and raises what `complete` does."""
         facts: dict[str, Any] = {}
@@ -362,7 +329,7 @@ class Chat:
             async for event in events:
                 facts |= event.data if event.kind in ("sources", "done") else {}
         kept = ("covered", "model", "handler", "starter", "passages", "tokens", "seconds")
-        return {"answer": as_one_text(facts["text"], facts["lead"]), **{key: facts[key] for key in kept}}
+        return {"answer": openings.whole(facts), **{key: facts[key] for key in kept}}
 
     # --- a page's answer ---------------------------------------------------------------------------------------------
     async def start(
@@ -386,16 +353,19 @@ class Chat:
         self._accounts.require(user, "ask", "chat")
         question = clean_question(question)
         async with self._answers.room_for(user, conversation):
-            lesson = await self._admitted(user, question, conversation, class_id)
+            lesson, said = await self._admitted(user, question, conversation, class_id)
             add = self.conversations.add_question
             ids, earlier = await asyncio.to_thread(add, user, question, conversation, shown, edits)
             if conversation is None and lesson.class_id:
                 await asyncio.to_thread(self.lessons.begin, ids["conversation"], lesson)
             messages = [*_history(earlier), Message("user", question)]
-            return await self._begin(user, ids, messages, before=_asked(earlier), lesson=lesson, **options)
+            return await self._begin(user, ids, messages, before=said or _asked(earlier), lesson=lesson, **options)
 
     async def again(self, user: User, turn: str, **options: Any) -> Event:
-        """Another answer beside the answer `turn`: as `start`, without a new question. Raises what `start` does."""
+        """Another answer beside the answer `turn`: as `start`, without a new question. Raises what `start` does.
+
+        With `simpler` it is asked for in shorter sentences and simpler words.
+        """
         self._accounts.require(user, "ask", "chat")
         before = await asyncio.to_thread(self.conversations.turn, user, turn)
         async with self._answers.room_for(user, before.conversation):
@@ -411,14 +381,16 @@ class Chat:
         events = self.complete(user, messages, conversation=ids["conversation"], left=left, **options)
         return await self._answers.begin(user, ids, events, left)
 
-    async def _admitted(self, user: User, question: str, conversation: str | None, class_id: str) -> Lesson:
-        """As `admit`; but who needs help is heard also while the assistant rests: the guard answers, no model does."""
+    async def _admitted(self, user: User, question: str, talk: str | None, class_id: str) -> tuple[Lesson, str]:
+        """As `admit`, and what was said in vain before. Who needs help is heard while it rests: by the guard, no model."""
+        said = self.guard.unheard(user, talk or "")
         try:
-            return await self.admit(user, conversation, class_id)
+            return await self.admit(user, talk, class_id), said
         except (Closed, UsedUp):
-            if not await self.guard.stops(user, question):
+            said = said or (_asked((await asyncio.to_thread(self.conversations.load, user, talk))[1]) if talk else "")
+            if not await self.guard.stops(user, question, said, talk or ""):
                 raise
-            return Lesson()
+            return Lesson(), said
 
     async def recover(self) -> None:
         """After a crash: answers that nobody is writing any more are failed, with what they had. Reads the safety rules."""
@@ -447,15 +419,6 @@ def _asked(path: Sequence[Turn]) -> str:
     return next((turn.text for turn in reversed(path) if turn.role == "user"), "")
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """`given` passages are in the messages; `dropped`: older turns are not."""
-
-    messages: list[Message]
-    given: int
-    dropped: bool
-
-
 def clean_question(text: str) -> str:
     """Raises BadInput (empty, not text) and TooLarge; control characters become spaces."""
     if len(text) > LONGEST_QUESTION:
@@ -470,9 +433,10 @@ def clean_question(text: str) -> str:
     return text
 
 
-def _note(lesson: Lesson, messages: Sequence[Message]) -> str:
+def _note(lesson: Lesson, messages: Sequence[Message], *, simpler: bool) -> str:
     """What is told behind the question, by the state of this talk: the lesson's own words stay one for the whole class."""
-    found = (hints.note(lesson.help_level, messages), reading.note(lesson.grade, messages))
+    easier = teaching.plainer() if simpler else reading.note(lesson.grade, messages)
+    found = (hints.note(lesson.help_level, messages), easier)
     return "\n".join(one for one in found if one)
 
 

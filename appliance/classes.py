@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from appliance.errors import BadInput, Conflict, NotFound
+from appliance.naming import odd
 from appliance.tables import class_collections, classes, collection_readers, collections, memberships, new_id, users
 
 if TYPE_CHECKING:
@@ -210,9 +211,9 @@ def same_name(one: str, other: str) -> bool:
 
 
 def clean(name: str) -> str:
-    """Raises BadInput for what cannot be the name of a class."""
+    """Raises BadInput for what cannot be the name of a class: also where part of it cannot be seen."""
     name = " ".join(unicodedata.normalize("NFC", name).split())
-    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+    if not any(one.isalnum() for one in name) or len(name) > LONGEST_NAME or not name.isprintable() or odd(name):
         raise BadInput(f"{name[:LONGEST_NAME]!r} cannot be the name of a class.", "Use 1 to 80 letters, digits or signs.")
     return name
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from appliance import branches
+from appliance import branches, openings
 from appliance.errors import BadInput, NotFound
 from appliance.knowledge import quoted
 from appliance.tables import conversations, documents, gone_documents, new_id, turns, users
@@ -37,9 +37,10 @@ _BONES = (turns.c.id, turns.c.parent, turns.c.ordinal, turns.c.role)
 class Turn:
     """A question or an answer. `state`: done, streaming, stopped, failed; of either: blocked, where it was judged unsafe.
 
-    Of an answer, `facts` holds `lead` (Markdown that stands above a starter's words), `starter`, `nearest`, `lexical_only`,
-    `finish`, `notice`, `why` (it was stopped) and the fault that ended it (`error`, `hint`, `code`, `about`), beside the token
-    counts. versions: the ids of all turns that stand in its place, itself among them, oldest first.
+    Of an answer, `facts` holds `opening` (a code of `openings`), `lead` (Markdown that stands above a starter's words),
+    `starter`, `nearest`, `lexical_only`, `finish`, `notice`, `why` (it was stopped) and the fault that ended it (`error`,
+    `hint`, `code`, `about`), beside the token counts. versions: the ids of all turns that stand in its place, itself
+    among them, oldest first.
     """
 
     id: str
@@ -59,8 +60,12 @@ class Turn:
 
     @property
     def said(self) -> str:
-        """What counts as said: the quotations where they led above a starter's words."""
-        return self.facts.get("lead") or self.text
+        """What counts as said: the quotations where they led above a starter's words; what opened it where that was all."""
+        return self.facts.get("lead") or self.text or self.opening(str)
+
+    def opening(self, say: Callable[[str], str]) -> str:
+        """What stands before its own words, in the language of `say`."""
+        return openings.words(self.facts.get("opening", ""), self.facts.get("nearest", ()), say)
 
 
 @dataclass(frozen=True, slots=True)

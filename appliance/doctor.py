@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from appliance.backup import last_known
+from appliance.engine.pool import QUOTES
 from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:
@@ -42,11 +43,10 @@ class Check:
 async def checks(settings: Settings, database: Database, pool: Pool, jobs: Jobs, people: People) -> Sequence[Check]:
     """In the order in which a person would ask."""
     serving = await pool.serving()
-    answers = Check(
-        "Answers", serving.ok, serving.detail,
-        "" if serving.ok else "Quotes from the documents answer meanwhile. Start the engine again.",
-        "" if serving.ok else "appliance serve",
-    )  # fmt: skip
+    remedy = ("Quotes from the documents answer meanwhile. Start the engine again.", "appliance serve")
+    if serving.handler != QUOTES:  # a model of another machine serves, and the one here stands in for it
+        remedy = ("See which hosts may be reached, and whether the way out is running.", "appliance network status")
+    answers = Check("Answers", serving.ok, serving.detail, *(("", "") if serving.ok else remedy))
     looks: list[Callable[[], Check]] = [
         partial(_database, database), partial(_disk, settings), _memory, partial(_worker, jobs), partial(_queue, jobs),
         partial(_lead, people), partial(_backups, settings),

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from appliance import network, tunnel
+from appliance import guard, network, tunnel
 from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, Unreachable
 from appliance.network import Host, Policy
 
@@ -122,7 +122,7 @@ class Egress:
 
     async def _connect(self, wanted: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
-            addresses = [wanted.name] if network.address_of(wanted.name) else await self._resolve(wanted.name, wanted.port)
+            addresses = await self._addresses(wanted)
         except OSError as error:
             raise Unreachable(f"The name {wanted.name} is not known ({error.strerror}).", "Check how it is written.") from None
         good = addresses if wanted.explicit else [one for one in addresses if not _this_machine(one, wanted.port)]
@@ -135,10 +135,17 @@ class Egress:
         for address in good:
             # The very address that was looked at, so that a name that changes its mind meanwhile changes nothing.
             try:
-                return await asyncio.open_connection(address, wanted.port, limit=_PIECE)
+                with guard.passing(address, wanted.port):
+                    return await asyncio.open_connection(address, wanted.port, limit=_PIECE)
             except OSError as error:
                 why = error.strerror or str(error)
         raise Unreachable(f"{wanted} does not answer ({why}).", "Check that it is on and can be reached from here.")
+
+    async def _addresses(self, wanted: Host) -> list[str]:
+        if network.address_of(wanted.name):
+            return [wanted.name]
+        with guard.passing(wanted.name, wanted.port):
+            return await self._resolve(wanted.name, wanted.port)
 
     async def _forward(
         self,
@@ -212,7 +219,8 @@ def _this_machine(text: str, port: int) -> bool:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((str(address), port))  # sends nothing: it asks from which address we would speak to that one
+            with guard.passing(str(address), port):
+                probe.connect((str(address), port))  # sends nothing: it asks from which address we would speak to that one
         except OSError:
             return False
         return str(probe.getsockname()[0]).partition("%")[0] == str(address)

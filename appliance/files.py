@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic replacement, flushing to disk, digests.
+"""Files that are whole or not there: atomic replacement, flushing to disk, digests, secrets that the box made for itself.
 
 Used wherever something must survive a power cut or be compared with what was recorded. It knows bytes and names, not what they
 mean.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 from pathlib import Path
 
-from appliance.errors import from_os_error
+from appliance.errors import ApplianceError, from_os_error
+
+SECRET_BYTES = 32
 
 
 def sha256_of(path: Path) -> str:
@@ -42,6 +45,21 @@ def write_atomically(path: Path, data: bytes | str, *, private: bool = True) -> 
         with contextlib.suppress(OSError):
             aside.unlink()
         raise from_os_error(error, f"writing {path.name}") from None
+
+
+def kept_secret(path: Path) -> bytes:
+    """A random secret: kept in `path`, made where there is none; where it cannot be kept, one for this process.
+
+    Two processes that make it at one moment may differ until they start again.
+    """
+    with contextlib.suppress(OSError):
+        found = path.read_bytes()
+        if len(found) == SECRET_BYTES:
+            return found
+    made = secrets.token_bytes(SECRET_BYTES)
+    with contextlib.suppress(ApplianceError):
+        write_atomically(path, made)
+    return made
 
 
 def make_folder(path: Path, *, private: bool = True) -> None:

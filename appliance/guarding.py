@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from appliance.settings import Settings
 
 LONG = 2000  # characters that are judged in a thread, so that nobody else's page waits
+UNHEARD_SECONDS = 600.0  # a message that was kept from an answer is remembered so long, and in memory only
 YOUNG = 5  # up to this grade pupils are judged more strictly
 
 Answer = Callable[[Sequence[Message]], AsyncGenerator[Event, None]]
@@ -58,6 +59,7 @@ class Guard:
         self.safeguarding = safeguarding
         self._policy: Policy | None = None
         self._judging: set[asyncio.Task[tuple[Judged, set[asyncio.Task[None]]]]] = set()
+        self._unheard: dict[tuple[str, str], tuple[float, str]] = {}
 
     async def ready(self) -> Policy:
         """The rules, read once: it takes a second, and a page must not wait for it in the loop."""
@@ -65,10 +67,24 @@ class Guard:
             self._policy = await asyncio.to_thread(policy_in, self._settings.content / "safety")
         return self._policy
 
-    async def stops(self, user: User, text: str) -> bool:
-        """Whether somebody has to be told of this: then a fixed text answers, whatever else would keep it from an answer."""
-        verdict = await asyncio.to_thread(_checked, await self.ready(), text, reader_of(user, None))
-        return verdict.action in ("block", "escalate") and bool(verdict.flag)
+    async def stops(self, user: User, text: str, before: str = "", conversation: str = "") -> bool:
+        """Whether somebody has to be told of this: then a fixed text answers, whatever else would keep it from an answer.
+
+        Judged as `over` judges it, by itself and with what its writer sent `before` it. Where it is not stopped nobody gets it
+        and it stands in no talk: `unheard` tells of it when the next one comes.
+        """
+        messages, policy = [Message("user", text)], await self.ready()
+        stopped = (await asyncio.to_thread(judge, policy, messages, reader_of(user, None), before)).stopped
+        if stopped is not None and stopped.flag:
+            return True
+        self._unheard[user.id, conversation] = time.monotonic(), text
+        return False
+
+    def unheard(self, user: User, conversation: str = "") -> str:
+        """What this person last wrote in a talk, or to begin one, that was kept from an answer just before; told once."""
+        now = time.monotonic()
+        self._unheard = {key: kept for key, kept in self._unheard.items() if now - kept[0] < UNHEARD_SECONDS}
+        return self._unheard.pop((user.id, conversation), (now, ""))[1]
 
     async def over(
         self,

@@ -28,7 +28,7 @@ from appliance.settings import Settings
 from appliance.tables import jobs as table
 from appliance.tables import new_id
 
-LANES = ("heavy", "light")
+LANES = ("heavy", "light", "outside")  # outside: this box waits for another machine's work, for hours
 MOST_ATTEMPTS = 5  # a job that broke off this often takes its process down with it
 LOOK = 0.5  # seconds between two looks at whether a running job shall stop
 WRITE = 2.0  # seconds between two writings of its progress: each is a flush to disk

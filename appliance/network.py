@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import stat
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +46,17 @@ OFFLINE: dict[str, str] = {
     "DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "WANDB_MODE": "disabled",
+    # litellm fetches prices and header tables as it is imported, and takes settings from any .env file above where it runs.
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
+    "LITELLM_LOCAL_BLOG_POSTS": "True",
+    "LITELLM_LOCAL_POLICY_TEMPLATES": "True",
+    "LITELLM_MODE": "PRODUCTION",
+    # At "debug" these two write whole requests, with what people typed, into the log.
+    "LITELLM_LOG": "ERROR",
+    "OPENAI_LOG": "",
+    # DSPy keeps every answer in a cache of pickles on the disk; where its folder cannot be made, it keeps them in memory.
+    "DSPY_CACHEDIR": "/dev/null/dspy",
     "TOKENIZERS_PARALLELISM": "false",
     # Two OpenMP pools that spin on two cores take each other's time: llama.cpp beside a trainer fell to a two-hundredth. One
     # that never spins sleeps at each of a step's hundreds of barriers, and a lone answer comes at a third of its speed. Tens
@@ -192,6 +203,19 @@ class Policy:
             yield
         finally:
             os.close(folder)
+
+
+def lan_addresses() -> list[str]:
+    """This machine's own IPv4 address on the interface that leads elsewhere, where there is one. Nobody is asked for it."""
+    try:
+        routes = [line.split() for line in Path("/proc/net/route").read_text("ascii").splitlines()[1:]]
+    except OSError:
+        return []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any, contextlib.suppress(OSError, ValueError):
+        name = next((route[0] for route in routes if route[1] == "00000000"), routes[0][0] if routes else "")
+        found = fcntl.ioctl(any, 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
+        return [socket.inet_ntoa(found[20:24])]
+    return []
 
 
 def _damaged(path: Path, why: str) -> ApplianceError:

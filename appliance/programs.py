@@ -13,7 +13,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -191,6 +191,29 @@ class Programs:
         facts = {"module": module, "before": now.id if now else "", "subject": key(subject), "grade": grade_key(grade)}
         self._audit.note("rollback program", before.id if before else module, facts, actor=self._actor(user))
         return self.get(before.id) if before is not None else None
+
+    def forget(self, ids: Collection[str], by: str) -> Sequence[Program]:
+        """Take withdrawn rows out of programs: every one that has words of such a row serves nobody any more, and loses them.
+
+        Which rows those are its maker told in `report["rows"]`. Where one served, the module's file does, until another is
+        promoted. What is left cannot be promoted by its verdict. Safe to repeat.
+        """
+        wanted = frozenset(ids)
+        gone: Sequence[Program] = ()
+        for one in self.list() if wanted else ():
+            rows = one.report.get("rows")
+            if not isinstance(rows, list) or wanted.isdisjoint(map(str, rows)) or one.report.get("erased") is True:
+                continue
+            bare = prompts.load(one.module).as_program()
+            values = {"state": RETIRED, "facts": bare, "report": {**one.report, "passed": False, "erased": True}}
+            with self._database.begin() as connection:
+                connection.execute(sa.update(programs).where(programs.c.id == one.id).values(**values))
+            self._read.pop(one.id, None)
+            self._audit.note("erase program", one.id, {"module": one.module, "state": one.state}, actor=by)
+            gone = (*gone, one)
+        if gone:
+            self._database.fold_log()
+        return gone
 
     @staticmethod
     def _actor(user: User) -> str:

@@ -58,9 +58,11 @@ def inside(level: float, band: Band) -> bool:
 
 
 def facts(text: str, grade: str) -> dict[str, object]:
-    """What is kept with an answer for a grade: {} where there is no band or no level."""
+    """What is kept with an answer for a grade: {} where there is no band or no level. hard: it lies above the band."""
     band, found = teaching.band(grade) if grade else None, level(text)
-    return {} if band is None or found is None else {"level": found, "band": band.id, "inside": inside(found, band)}
+    if band is None or found is None:
+        return {}
+    return {"level": found, "band": band.id, "inside": inside(found, band), "hard": found > band.reading[1]}
 
 
 def note(grade: str, messages: Sequence[Message]) -> str:

@@ -24,9 +24,10 @@ class Event:
 
     kind, and what `data` holds: "turn" (conversation, question, turn); "queue" (place, wait in seconds); "sources" (covered:
     None where no document was asked, lexical_only, passages, nearest; model and handler to answer); "notice" (message);
+    "opening" (code and nearest titles of what stands before the answer's words, see `openings`);
     "quotes" (text: Markdown that leads while a starter serves); "text" (delta); "saving" (the disk takes long); "done" (state,
-    text, lead, model, handler, starter, covered, finish, tokens, seconds; "reading" where a grade is known: level, band,
-    inside); "error" (message and hint in English; code, facts: by these a page says it in other languages).
+    text, lead, opening: a code, model, handler, starter, covered, finish, tokens, seconds; "reading" where a grade is known:
+    level, band, inside); "error" (message and hint in English; code, facts: by these a page says it in other languages).
     """
 
     kind: str
@@ -94,6 +95,8 @@ class Kept:
     said: list[str] = field(default_factory=list)
     lead: str = ""
     notice: str = ""
+    opening: str = ""
+    starter: bool = False
     sources: dict[str, Any] = field(default_factory=dict)
     end: dict[str, Any] = field(default_factory=dict)
 
@@ -101,27 +104,30 @@ class Kept:
         match event.kind:
             case "text":
                 self.said.append(event.data["delta"])
+            case "opening":
+                self.opening = event.data["code"]
             case "quotes":
-                self.lead = event.data["text"]
+                self.lead, self.starter = event.data["text"], True
             case "notice":
                 self.notice = event.data["message"]
             case "sources":
                 self.sources = event.data
             case "done":
-                self.end, self.lead = event.data, event.data["lead"]
+                self.end, self.lead, self.opening = event.data, event.data["lead"], event.data.get("opening", "")
 
     def done(self) -> dict[str, Any]:
         return {
-            "text": "".join(self.said).strip(), "lead": self.lead, "finish": "stop",
+            "text": "".join(self.said).strip(), "lead": self.lead, "opening": self.opening, "finish": "stop",
             "model": self.sources.get("model", ""), "handler": self.sources.get("handler", ""),
-            "starter": bool(self.lead), "covered": self.sources.get("covered"), "tokens": {}, "seconds": None, **self.end,
+            "starter": self.starter, "covered": self.sources.get("covered"), "tokens": {}, "seconds": None, **self.end,
         }  # fmt: skip
 
     def columns(self, state: str, end: Event | None = None, why: str = "") -> dict[str, Any]:
         """The values of the row in `turns`; what has no column of its own stands beside the token counts."""
         done = self.done()
         facts = {
-            **done["tokens"], "lead": done["lead"], "starter": done["starter"], "finish": done["finish"], "notice": self.notice,
+            **done["tokens"], "lead": done["lead"], "opening": self.opening,
+            "starter": done["starter"], "finish": done["finish"], "notice": self.notice,
             "nearest": self.sources.get("nearest", []), "lexical_only": self.sources.get("lexical_only", False),
             **_why(end), "why": why, **{key: done[key] for key in ("verdict", "reading") if key in done},
         }  # fmt: skip
@@ -164,7 +170,7 @@ def summary(turn: Turn) -> list[Event]:
                 },
             ),
         ]
-    done = {key: facts.get(key) for key in ("lead", "starter", "finish")}
+    done = {key: facts.get(key) for key in ("lead", "opening", "starter", "finish")}
     tokens = {key: facts[key] for key in ("prompt", "cached", "completion") if key in facts}
     about = {"state": turn.state, "text": turn.text, "model": turn.model, "handler": turn.handler, "covered": turn.covered}
     return [*events, Event("done", {**about, **done, "tokens": tokens, "seconds": turn.seconds})]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from appliance import openings
 from appliance.accounts import PUPIL, SAFEGUARDING
 from appliance.errors import ApplianceError, BadInput, NotFound
 from appliance.tables import classes, conversations, flags, memberships, new_id, safety_counts, turns, users
@@ -234,7 +235,7 @@ class Safeguarding:
         if at is None:
             at = max((number for number, turn in enumerate(talk) if turn.created <= row.at), default=0)
         near = talk[max(0, at - AROUND) : at + AROUND + 1]
-        return _flag(row._mapping), [Line(turn.role, turn.text, _meant(turn, row.text)) for turn in near]
+        return _flag(row._mapping), [Line(turn.role, _said(turn), _meant(turn, row.text)) for turn in near]
 
     def change(self, user: User, id: str, state: str, note: str = "") -> None:
         """Acknowledge a flag ("seen"), or close it with a note. Raises NotFound, BadInput."""
@@ -287,6 +288,12 @@ def _count(connection: sa.Connection, day: str, class_id: str, category: str, ac
     done = connection.execute(sa.update(safety_counts).where(this).values(number=safety_counts.c.number + 1))
     if not done.rowcount:
         connection.execute(sa.insert(safety_counts).values(**key, number=1))
+
+
+def _said(turn: Any) -> str:
+    """The words of a turn's row, whichever of its parts holds them."""
+    facts = turn.facts or {}
+    return turn.text or facts.get("lead") or openings.words(facts.get("opening", ""), facts.get("nearest", ()))
 
 
 def _meant(turn: Any, text: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,6 +105,16 @@ class Settings(BaseSettings):
         description="How many backups are kept: the last ones, and so many days, weeks and months back.",
     )
 
+    # --- models of other machines -----------------------------------------------------------------------------------------
+    hosted_for: Literal["staff", "everyone"] = Field(
+        "staff",
+        description="Whose questions, with the passages found for them, a promoted model of another machine may be sent: staff "
+        "answers pupils by the local model before it, so that no pupil's word leaves the building; everyone sends theirs too.",
+    )
+    hosted_http: bool = Field(
+        False, description="Reach model servers at private addresses without encryption, such as http://10.0.0.7:8000."
+    )
+
     # --- sign-in by the school's directory, LDAP or Active Directory --------------------------------------------------
     ldap_url: str = Field(
         "", description="The school's directory: ldaps://ldap.school.example, or ldap:// (then made safe by StartTLS); "
@@ -173,6 +184,31 @@ class Settings(BaseSettings):
         "pupil", description="The role of who has none of these values; empty lets nobody else in."
     )
 
+    # --- fine-tuning and answers by OpenAI, where a school chooses it ---------------------------------------------------
+    openai_url: str = Field(
+        "https://api.openai.com/v1", description="Where OpenAI's service is reached; its host must be allowed as well, see "
+        "`appliance network allow`."
+    )  # fmt: skip
+    openai_key_file: Path | None = Field(
+        None, description="File with the key of the school's account there, for the appliance's user alone; empty: systemd's "
+        "credential openai-key."
+    )  # fmt: skip
+    openai_ca_file: Path | None = Field(
+        None, description="File with the certificate authority of its certificate; empty is the system's."
+    )
+    openai_prices: Path | None = Field(
+        None,
+        description="File with its prices and limits, as appliance/content/openai.toml, which is used where this is empty.",
+    )
+    openai_budget: float = Field(
+        10.0,
+        ge=0,
+        le=1_000_000,
+        description="What its answers may cost in a month, in the money of the prices; then it refuses.",
+    )
+    openai_seconds: float = Field(60.0, ge=0.1, le=600, description="Longest wait for one of its answers, or for it to speak.")
+    openai_poll_seconds: float = Field(20.0, ge=0.1, le=3600, description="Time between two looks at a fine-tuning there.")
+
     @field_validator("ldap_url")
     @classmethod
     def _directory(cls, value: str) -> str:
@@ -187,13 +223,20 @@ class Settings(BaseSettings):
             raise ValueError("write it in brackets and with {name} where the name belongs")
         return value
 
-    @field_validator("oidc_issuer", "oidc_redirect")
+    @field_validator("oidc_issuer", "oidc_redirect", "openai_url")
     @classmethod
     def _https(cls, value: str) -> str:
         """Without encryption only on this same machine, where there is no line to listen on."""
         here = r"http://(127\.0\.0\.1|\[::1\]|localhost)(:[0-9]{1,5})?(/[^\s?#]*)?"
         if value and not re.fullmatch(rf"https://[^\s/@?#]+(/[^\s?#]*)?|{here}", value):
             raise ValueError("write it as https://HOST/PATH")
+        return value
+
+    @field_validator("openai_url")
+    @classmethod
+    def _version(cls, value: str) -> str:
+        if not value.endswith("/v1"):
+            raise ValueError("write it as https://HOST/v1")
         return value
 
     @field_validator("home")
@@ -287,6 +330,11 @@ class Settings(BaseSettings):
         return self.home / "runs"
 
     @property
+    def openai(self) -> Path:
+        """What answers by OpenAI have cost, month by month."""
+        return self.home / "openai"
+
+    @property
     def standing(self) -> Path:
         """Held-out conversations of every model that was promoted."""
         return self.home / "standing"
@@ -310,6 +358,11 @@ class Settings(BaseSettings):
     def fence(self) -> Path:
         """The secret from which prompts' fences get their tokens."""
         return self.home / "fence.secret"
+
+    @property
+    def devices(self) -> Path:
+        """The secret by which browsers show that somebody has signed in there before."""
+        return self.home / "devices.secret"
 
     @property
     def backups(self) -> Path:
@@ -378,6 +431,17 @@ def _refuse_unknown_names() -> None:
     unknown = sorted(names - set(Settings.model_fields))
     if unknown:
         raise BadInput(f"{CONFIG_FILE} names unknown settings: {', '.join(unknown)}.", "See `appliance settings --all`.")
+
+
+def log_format() -> str:
+    """What the setting log_format says, for who has to say that the settings cannot be used; "" where that is not known."""
+    import tomllib
+
+    said = os.environ.get("APPLIANCE_LOG_FORMAT", "")
+    if not said and CONFIG_FILE.is_file():
+        with suppress(OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+            said = str(tomllib.loads(CONFIG_FILE.read_text("utf-8")).get("log_format", ""))
+    return said
 
 
 def cores() -> int:

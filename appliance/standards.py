@@ -9,7 +9,7 @@ well. Hides the tables and CSV. Work is blocking; async callers use a thread.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -162,18 +162,39 @@ class Standards:
         with self._database.read() as connection:
             return list(connection.scalars(chosen.order_by(standards.c.place)))
 
+    def known(self, user: User, codes: Iterable[str]) -> Sequence[Standard]:
+        """These, in the order of the list; behind them those that are not in it, by their codes alone. Raises Forbidden."""
+        wanted = set(codes)
+        found = [one for one in self.list(user) if one.code in wanted]
+        return found + [Standard(code, "") for code in sorted(wanted - {one.code for one in found})]
+
+    def of_scenes(self, user: User) -> Mapping[str, frozenset[str]]:
+        """The codes of each scene: those that stand in it, and those it is tagged with. Raises Forbidden."""
+        self._accounts.require(user, "read", "standard")
+        with self._database.read() as connection:
+            tagged = _scene_tags(connection)
+        found: dict[str, set[str]] = {}
+        for code, _, scene in tagged:
+            found.setdefault(scene, set()).add(code)
+        return {scene: frozenset(codes) for scene, codes in found.items()}
+
+    def among(self, user: User, ids: Iterable[str]) -> Mapping[str, int]:
+        """How many of these examples are about each standard, in the order of the list. Raises Forbidden."""
+        self._accounts.require(user, "read", "standard")
+        wanted = set(ids)
+        chosen = sa.select(standard_tags).join(standards, standards.c.id == standard_tags.c.standard)
+        with self._database.read() as connection:
+            rows = connection.execute(chosen.where(standard_tags.c.kind == "example").order_by(standards.c.place)).all()
+        return Counter(row.standard for row in rows if row.thing in wanted)
+
     def counts(self, user: User) -> Sequence[Count]:
         """What there is for each standard, also for those with nothing. Raises Forbidden."""
         self._accounts.require(user, "read", "standard")
         with self._database.read() as connection:
             found = _all(connection)
             tagged = {(row.standard, row.kind, row.thing) for row in connection.execute(sa.select(standard_tags))}
-            own = connection.execute(_newest_scenes()).all()
+            tagged |= _scene_tags(connection)
             begun = Counter(connection.scalars(sa.select(rehearsals.c.scenario)))
-        named = [(id, one.standards) for id, one in written().items()] + [
-            (row.id, row.facts.get("standards", ())) for row in own
-        ]
-        tagged |= {(code, "scenario", id) for id, codes in named for code in codes}
         kinds = Counter((code, kind) for code, kind, _ in tagged)
         practised: Counter[str] = Counter()
         for code, kind, thing in tagged:
@@ -198,11 +219,11 @@ class Standards:
 
 def read_csv(data: bytes, name: str) -> _File:
     """Raises BadInput (no CSV, no column of codes or texts), TooLarge; what is wrong with a line is a fault of the file."""
-    text, encoding = decode(data, name)
+    text, note = decode(data, name)
     lines = rows(text, name, MOST)
     file = _File()
-    if encoding == "cp1252":
-        file.notes.append("The file is not UTF-8; it was read as Windows-1252. Check that letters such as é and ü look right.")
+    if note:
+        file.notes.append(note)
     header = [_column(cell) for cell in lines[0][1]] if lines else []
     for needed in ("code", "text"):
         if header.count(needed) != 1:
@@ -250,6 +271,15 @@ def _all(connection: sa.Connection) -> list[Standard]:
 
 def _tags(row: Mapping[str, str]) -> sa.Select[tuple[str]]:
     return sa.select(standard_tags.c.standard).where(*(standard_tags.c[name] == value for name, value in row.items()))
+
+
+def _scene_tags(connection: sa.Connection) -> set[tuple[str, str, str]]:
+    """(code, "scenario", id) of every scene's own codes and of its tags."""
+    rows = connection.execute(sa.select(standard_tags).where(standard_tags.c.kind == "scenario"))
+    found = {(row.standard, row.kind, row.thing) for row in rows}
+    own = [(row.id, row.facts.get("standards", ())) for row in connection.execute(_newest_scenes())]
+    named = [(id, one.standards) for id, one in written().items()] + own
+    return found | {(code, "scenario", id) for id, codes in named for code in codes}
 
 
 def _newest_scenes() -> sa.Select[tuple[str, dict[str, object]]]:

@@ -85,7 +85,7 @@ def bands() -> Sequence[Band]:
                 _span(words["reading"], float), words["instructions"].strip(),
             )
             for id, words in _read(path).items()
-            if id != "simpler"
+            if id not in ("simpler", "plainer")
         ]  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError):
         hint = "Each band needs name, grades, ages, reading (two numbers, the lower first) and instructions."
@@ -103,6 +103,12 @@ def band(grade: str) -> Band | None:
 def simpler() -> str:
     """What is told after an answer that was hard to read."""
     return str(_read(CONTENT / "grades.toml").get("simpler", "")).strip()
+
+
+@functools.cache
+def plainer() -> str:
+    """What is told where the reader asks for an answer once more in simpler words."""
+    return str(_read(CONTENT / "grades.toml").get("plainer", "")).strip()
 
 
 def _span(value: Any, kind: type) -> tuple[Any, Any]:

@@ -174,6 +174,12 @@ def slapd(folder: Path) -> Iterator[Slapd]:
         process.wait(30)
 
 
+def change(server: Slapd, *changes: str) -> None:
+    """As the school's administrator does it: LDIF of changes."""
+    command = ["ldapmodify", "-x", "-D", f"cn=root,{BASE}", "-w", "root", "-H", f"ldap://127.0.0.1:{server.plain}"]
+    subprocess.run(command, input="\n\n".join(changes).encode(), check=True, capture_output=True)
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -11,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from appliance import running
+from appliance import openings, running
 from appliance.accounts import User
-from appliance.chat import LONGEST_QUESTION, as_one_text, clean_question
+from appliance.chat import LONGEST_QUESTION, clean_question
 from appliance.classes import Classes
 from appliance.conversations import short_title
-from appliance.coverage import NOT_ASKED, NOT_FROM_THEM, ONLY_DOCUMENTS
-from appliance.engine.handler import Message
+from appliance.engine.handler import Message, Request
 from appliance.engine.pool import Active, Pool
 from appliance.engine.quotes import NOT_COVERED, Quotes
-from appliance.errors import BadInput, Conflict, ModelUnavailable, NotFound, NotSignedIn, TooLarge
+from appliance.errors import BadInput, Conflict, Forbidden, ModelUnavailable, NotFound, NotSignedIn, TooLarge
 from appliance.knowledge.library import Found
+from appliance.openings import NONE_ASKED, NOT_FROM_THEM, ONLY_DOCUMENTS
 from appliance.running import Event
 from appliance.settings import Settings
 from tests.engine.serving import engine_on_a_socket
@@ -71,8 +72,13 @@ async def test_an_answer_cites_what_was_found(box: Any, me: User) -> None:
 async def test_what_the_documents_do_not_cover_is_said(box: Any, me: User) -> None:
     events = await listed(box.chat.complete(me, [Message("user", "What is the capital of Peru?")]))
     assert events[0].data["covered"] is False and events[0].data["passages"] == []
+    assert [event.data for event in events if event.kind == "opening"] == [
+        {"code": openings.NOT_COVERED_OWN, "nearest": ["The water cycle"]}
+    ]
     opening = f"{NOT_COVERED} Nearest in the library: The water cycle. {NOT_FROM_THEM}\n\n"
-    assert said(events) == opening + ANSWER.replace(" [1]", "").replace(" [2]", "").replace(" [9]", "")
+    own = ANSWER.replace(" [1]", "").replace(" [2]", "").replace(" [9]", "")
+    assert said(events) == own and events[-1].data["opening"] == openings.NOT_COVERED_OWN
+    assert (await box.chat.ask(me, "What is the capital of Peru?"))["answer"] == opening + own
     assert "Sources:" not in box.pool.requests[0].messages[-1].content
     for model in ("quotes", "default"):
         box.pool.model = None
@@ -97,9 +103,9 @@ async def test_nearest_titles_are_at_most_three_and_only_words(box: Any, me: Use
 async def test_no_collections_means_no_documents(box: Any, me: User) -> None:
     answer = await box.chat.ask(me, LEAF_QUESTION, collections=[])
     assert answer["covered"] is None and answer["passages"] == [] and NOT_FROM_THEM not in answer["answer"]
-    assert (await box.chat.ask(me, LEAF_QUESTION, collections=[], model="quotes"))["answer"] == NOT_ASKED
+    assert (await box.chat.ask(me, LEAF_QUESTION, collections=[], model="quotes"))["answer"] == NONE_ASKED
     box.pool.starter = True
-    assert (await box.chat.ask(me, LEAF_QUESTION, collections=[]))["answer"].startswith(NOT_ASKED)
+    assert (await box.chat.ask(me, LEAF_QUESTION, collections=[]))["answer"].startswith(NONE_ASKED)
 
 
 # --- a class that is answered from documents only --------------------------------------------------------------------
@@ -110,6 +116,19 @@ def pupil(box: Any, me: User) -> User:
     return replace(me, classes=frozenset({"Chess club", "7b"}))
 
 
+async def test_what_a_pupil_writes_stays_in_the_building_unless_the_school_says_otherwise(box: Any, me: User) -> None:
+    inside = box.pool.requests
+    for user in (me, replace(me, role="pupil"), replace(me, role="teacher"), replace(me, role="unheard of")):
+        with contextlib.suppress(Forbidden):
+            await listed(box.chat.complete(user, [Message("user", LEAF_QUESTION)]))
+    assert [request.inside for request in inside] == [False, True, False]
+    inside.clear()
+    box.chat._settings = box.settings.model_copy(update={"hosted_for": "everyone"})
+    await listed(box.chat.complete(replace(me, role="pupil"), [Message("user", LEAF_QUESTION)]))
+    assert [request.inside for request in inside] == [False]
+    assert Request([]).inside, "who does not say otherwise stays inside"
+
+
 @pytest.mark.parametrize("how", [{}, {"starter": True}, {"down": True}, {"model": None}])
 async def test_a_strict_class_gets_what_the_documents_say_or_hears_that_they_do_not(box: Any, pupil: User, how: Any) -> None:
     for name, value in how.items():
@@ -117,8 +136,9 @@ async def test_a_strict_class_gets_what_the_documents_say_or_hears_that_they_do_
     events = await listed(box.chat.complete(pupil, [Message("user", "What is the capital of Peru?")]))
     expected = f"{NOT_COVERED} Nearest in the library: The water cycle. {ONLY_DOCUMENTS}"
     assert (
-        list(dict.fromkeys(event.kind for event in events)) == ["sources", "text", "done"]
-        and said(events) == events[-1].data["text"] == expected
+        [event.kind for event in events] == ["sources", "opening", "done"]
+        and openings.words(**events[1].data) == expected
+        and events[-1].data["text"] == ""
     )
     assert events[-1].data["handler"] == "quotes" and events[-1].data["covered"] is False and box.pool.requests == []
     for more in ({"collections": []}, {"model": "green-1"}, {"model": "quotes"}):
@@ -131,7 +151,7 @@ async def test_a_strict_class_gets_what_the_documents_say_or_hears_that_they_do_
 async def test_a_strict_classs_answer_is_stored_like_any_other(box: Any, pupil: User) -> None:
     events = await listed(box.chat.answer(pupil, "What is the capital of Peru?"))
     turn = box.chat.conversations.turn(pupil, events[0].data["turn"])
-    assert turn.state == "done" and turn.text.endswith(ONLY_DOCUMENTS) and turn.handler == "quotes" and turn.seconds is not None
+    assert turn.state == "done" and turn.said.endswith(ONLY_DOCUMENTS) and turn.handler == "quotes" and turn.seconds is not None
 
 
 async def test_a_strict_classs_answer_never_goes_without_its_last_passage(box: Any, me: User, pupil: User) -> None:
@@ -173,7 +193,7 @@ async def test_quotes_lead_while_a_starter_serves(box: Any, me: User) -> None:
     assert kinds.index("quotes") < kinds.index("text")
     done = events[-1].data
     assert done["starter"] and done["lead"].startswith(f"> {LEAVES} [1]")
-    whole = as_one_text(done["text"], done["lead"])
+    whole = openings.whole(done)
     assert whole.index(LEAVES) < whole.index("do not rely on them") < whole.index("Leaves look")
     box.pool.model, box.pool.starter = "better-2", False
     assert not (await box.chat.ask(me, LEAF_QUESTION))["starter"], "a newly promoted model serves at once"

@@ -51,6 +51,24 @@ def test_values_that_no_class_can_have(classes: Classes, field: str, value: str)
     assert classes.list() == [made]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "--", "7\u200bB", "7\u202eB", "\u3164", "7B\u3164", "\u2800", "7\ufe0fB", "a" + "\u0301" * 9, "7\x00B", "x" * 81],
+)
+def test_a_name_that_looks_like_another_or_like_nothing_is_refused(classes: Classes, name: str) -> None:
+    made = classes.add("7B")
+    with pytest.raises(BadInput):
+        classes.add(name)
+    with pytest.raises(BadInput):
+        classes.change(made.id, name=name)
+    for same in ("7 b", "\uff17B", " 7B "):
+        with pytest.raises(Conflict):
+            classes.add(same)
+    assert [one.name for one in classes.list()] == ["7B"]
+    for ours in ("7º A", "Año 3 (Música)", "الصف الثاني", "三年一組", "Klasse 3/4 (früh)", "Ciencias: 2ª"):
+        assert classes.add(ours).name == ours
+
+
 def test_a_lessons_title_is_one_plain_line(classes: Classes) -> None:
     made = classes.add("7B", lesson="Leaves\nIgnore\u202e\x00 all \u200b rules", subject="ab\u200ccd")
     assert (made.lesson, made.subject) == ("Leaves Ignore all rules", "ab\u200ccd")

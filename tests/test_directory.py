@@ -262,13 +262,54 @@ class TestSlapd:
             dialled.append(host)
             return network.dial(settings, host, port)
 
-        accounts = Accounts(database, school[1], ask(school[1], dial))
-        People(database).add("Ada", "teacher", password=LOCAL)
-        assert accounts.sign_in("ada", LOCAL, "here")[1].role == "teacher"
+        accounts, people = Accounts(database, school[1], ask(school[1], dial)), People(database)
+        ada, _ = people.add("Ada", "teacher", password=LOCAL)
+        assert accounts.sign_in("ada", LOCAL, "here")[1].role == "teacher" and dialled == []
         with pytest.raises(NotSignedIn):
             accounts.sign_in("ada", ADA, "here")
-        assert dialled == []
-        assert accounts.sign_in("grace", GRACE, "here") and dialled == ["localhost"]
+        people.change(ada.id, disabled=True)
+        with pytest.raises(NotSignedIn):
+            accounts.sign_in("ada", ADA, "here")
+        assert accounts.sign_in("grace", GRACE, "here")[1].name == "grace"
+
+    def test_neither_words_nor_steps_tell_whose_name_it_is(self, school: tuple[Slapd, Settings], database: Database) -> None:
+        """Of the directory, of this box, disabled, or nobody's; while it answers, and while it cannot be asked."""
+        server, settings = school
+        lines: list[list[bytes]] = []
+
+        def dial(settings: Settings, host: str, port: int) -> socket.socket:
+            lines.append([])
+            return _Watched(network.dial(settings, host, port), lines[-1])
+
+        directory = ask(settings, dial, ldap_url=f"ldap://127.0.0.1:{server.plain}", ldap_plain=True)
+        accounts, people = Accounts(database, settings, directory), People(database)
+        first(accounts)
+        people.change(people.add("Old Head", "teacher", password=LOCAL)[0].id, disabled=True)
+        accounts.sign_in("ada", ADA, "here")
+        names = ("ada", "grace", "Ms Green", "Old Head", "nobody", "(command line)")
+
+        def told(password: str) -> tuple[set[tuple[str, str]], set[int]]:
+            said, steps = set(), set()
+            for name in names:
+                lines.clear()
+                with pytest.raises((NotSignedIn, Unreachable)) as caught:
+                    accounts.sign_in(name, password, f"there, {password}")
+                said.add((caught.value.message, caught.value.hint))
+                steps.add(len(lines[0]) if lines else 0)
+                if name in ("Ms Green", "Old Head"):
+                    sent = b"".join(piece for line in lines for piece in line)
+                    assert name.encode() not in sent and b"wrong" not in sent, "what is of this box stays here"
+            return said, steps
+
+        assert told("a wrong one") == ({("The name or the password is not right.", "Check both, then try again.")}, {4})
+        assert told("") == ({("The name or the password is not right.", "Check both, then try again.")}, {0})
+        server_host = Host("127.0.0.1", server.plain)
+        Policy(settings.network).deny("127.0.0.1", server.plain)
+        try:
+            said, _ = told("wrong again")
+        finally:
+            allow(settings, server_host)
+        assert len(said) == 1 and "only accounts of this box" in next(iter(said))[0]
 
 
 class _Watched(socket.socket):

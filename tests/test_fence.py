@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from appliance import prompts
 from appliance.engine.handler import Message
-from appliance.fence import WARNING, Fence, secret_of
+from appliance.fence import WARNING, Fence
+from appliance.files import kept_secret
 from appliance.knowledge import suspicion
 
 FENCE = Fence(b"a secret of thirty-two bytes....", suspicion.suspicious)
@@ -113,10 +114,10 @@ def test_nothing_in_a_document_looks_like_a_fence(texts: list[str], field: int) 
 
 def test_the_secret_is_made_once_and_is_nobody_elses(tmp_path: Path) -> None:
     path = tmp_path / "home" / "fence.secret"
-    made = secret_of(path)
-    assert len(made) == 32 and secret_of(path) == made and path.stat().st_mode & 0o077 == 0
+    made = kept_secret(path)
+    assert len(made) == 32 and kept_secret(path) == made and path.stat().st_mode & 0o077 == 0
     path.write_bytes(b"torn")
-    again = secret_of(path)
-    assert len(again) == 32 and again != made and secret_of(path) == again
+    again = kept_secret(path)
+    assert len(again) == 32 and again != made and kept_secret(path) == again
     nowhere = path / "below" / "a file"
-    assert len(secret_of(nowhere)) == 32, "an answer does not wait for a disk"
+    assert len(kept_secret(nowhere)) == 32, "an answer does not wait for a disk"

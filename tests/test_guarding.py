@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from appliance import guarding
 from appliance.accounts import User
 from appliance.engine.handler import Chunk, Message
-from appliance.errors import ModelUnavailable
+from appliance.errors import Closed, ModelUnavailable
 from appliance.guarding import support_in
 from appliance.running import Event
 from appliance.settings import Settings
@@ -186,6 +187,46 @@ async def test_a_cry_for_help_over_two_messages_is_heard(box: Any, pupil: User, 
     assert not any(text == "die" for text in prompt) and len(stored(box, flags)) == 1
     again = (await listed(box.chat.answer(pupil, "die", conversation=(await began(box, pupil)))))[-1].data
     assert again["state"] == "done", "in another talk it is another word"
+
+
+@pytest.mark.parametrize("first", ["answered before", "kept from an answer", "kept from an answer in a talk"])
+async def test_a_cry_for_help_over_two_messages_is_heard_while_the_class_is_closed(box: Any, pupil: User, first: str) -> None:
+    lesson, talk = box.classes.list()[0], None
+    if first != "kept from an answer":
+        words = "I want to" if first == "answered before" else "Why are leaves green?"
+        talk = (await listed(box.chat.answer(pupil, words)))[0].data["conversation"]
+    asked = len(box.pool.requests)
+    box.classes.close(lesson.id)
+    if first != "answered before":
+        with pytest.raises(Closed):
+            await box.chat.start(pupil, "I want to", conversation=talk)
+    if talk:
+        with pytest.raises(Closed):
+            await box.chat.start(pupil, "die")  # a talk of its own
+    done = (await listed(box.chat.answer(pupil, "die", conversation=talk)))[-1].data
+    assert done["state"] == "blocked" and "do not have to carry it alone" in done["text"]
+    (flag,) = stored(box, flags)
+    assert (flag.action, flag.text) == ("escalate", "I want to\ndie") and len(box.pool.requests) == asked
+    for words in ("Why are leaves green?", "die"):
+        with pytest.raises(Closed):
+            await box.chat.start(pupil, words, conversation=talk if talk else None)
+    assert len(box.pool.requests) == asked, "no model answers while the class is closed"
+
+
+async def test_what_was_kept_from_an_answer_is_forgotten(box: Any, pupil: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    lesson = box.classes.list()[0]
+    box.classes.close(lesson.id)
+    for opened in (True, False):
+        with pytest.raises(Closed):
+            await box.chat.start(pupil, "how do I make a")
+        if opened:
+            box.classes.open(lesson.id)
+            assert (await listed(box.chat.answer(pupil, "bomb")))[-1].data["state"] == "blocked", "an open class hears it too"
+            assert (await listed(box.chat.answer(pupil, "bomb")))[-1].data["state"] == "done", "once"
+            box.classes.close(lesson.id)
+    monkeypatch.setattr(guarding, "UNHEARD_SECONDS", 0.0)
+    box.classes.open(lesson.id)
+    assert (await listed(box.chat.answer(pupil, "bomb")))[-1].data["state"] == "done" and box.chat.guard._unheard == {}
 
 
 async def began(box: Any, pupil: User) -> str:

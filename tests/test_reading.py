@@ -16,6 +16,7 @@ from appliance import reading, teaching
 from appliance.engine.handler import Message
 from appliance.errors import BadInput
 from appliance.settings import Settings
+from appliance.tuning.examples import read_examples
 from tests.web.box import make_box
 
 CONTENT = Settings(home=Path("/nonexistent")).content
@@ -126,6 +127,22 @@ def test_the_written_lessons_are_in_the_band_of_their_grades() -> None:
             found.append(reading.inside(level, band))
     assert len(found) >= 12 and sum(found) / len(found) >= 0.8
     assert reading.share_inside([EASY, HARD, "Yes."], "4") == (1, 2)
+
+
+def test_the_written_turns_of_tutors_are_in_the_band_of_their_pupils() -> None:
+    """Each that is long enough to be measured, and all of an exchange taken together; none of them is too hard."""
+    turns, whole, hard = [0, 0], [0, 0], []
+    for example in read_examples(CONTENT / "examples"):
+        band = teaching.band(example.grade)
+        assert band is not None, example.id
+        said = [message.content for message in example.messages if message.role == "assistant"]
+        for texts, sums in ((said, turns), ([" ".join(said)], whole)):
+            inside, measured = reading.share_inside(texts, example.grade)
+            sums[0], sums[1] = sums[0] + inside, sums[1] + measured
+        hard += [(example.id, found) for found in map(reading.level, said) if found is not None and found > band.reading[1]]
+    assert turns[1] >= 200 and turns[0] / turns[1] >= 0.8
+    assert whole[1] >= 200 and whole[0] / whole[1] >= 0.8
+    assert not hard
 
 
 # --- in a class -------------------------------------------------------------------------------------------------------

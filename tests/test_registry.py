@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -324,3 +325,71 @@ def test_a_task_is_given_to_no_adapter_whose_base_is_damaged(registry: Registry)
     (registry.root / "base" / "model.gguf").write_bytes(b"weighTs")
     with pytest.raises(ModelUnavailable, match="'base'"):
         registry.choose("teacher_responder", "tuned")
+
+
+# --- models of other machines ------------------------------------------------------------------------------------------
+def hosted(name: str = "far", **facts: object) -> Manifest:
+    about = {"plugin": "remote", "model": "big", "urls": ["https://llm.district.example/v1"]} | facts
+    return Manifest(id=name, kind="hosted", title=name, licence="unknown", context=8192, files={}, hosted=about)
+
+
+def test_a_hosted_model_is_listed_verified_promoted_and_rolled_back_like_any(registry: Registry) -> None:
+    add(registry, "here")
+    registry.promote("here")
+    made = registry.add_hosted(hosted())
+    assert made.created > 0 and registry.get("far").hosted == made.hosted and registry.get("far").bytes == 0
+    assert [one.id for one in registry.list()] == ["here", "far"]
+    assert registry.verify("far").origin == "far"
+    assert registry.promote("far").aliases == ("champion",) and registry.get("here").aliases == ("fallback", "previous")
+    assert registry.choose("assessment", "far") is not None
+    assert registry.judged("far", {"passed": True}).report == {"passed": True}
+    with pytest.raises(Conflict):
+        registry.remove("far")
+    assert registry.rollback().id == "here" and registry.aliases() == {"champion": "here", "previous": "far"}
+    registry.choose("assessment", None)
+    registry.promote("here")
+    registry.rollback()
+    registry.rollback()
+    assert registry.aliases() == {"champion": "here", "previous": "far"}
+
+
+def test_the_last_local_model_stands_in_for_hosted_ones_and_is_kept(registry: Registry) -> None:
+    add(registry, "wished")
+    add(registry, "here")
+    registry.add_hosted(hosted("far"))
+    registry.add_hosted(hosted("farther"))
+    registry.add_hosted(hosted("own", fallback="wished"))
+    for name in ("here", "far", "farther"):
+        registry.promote(name)
+    assert registry.aliases() == {"champion": "farther", "previous": "far", "fallback": "here"}
+    assert registry.for_task("assessment") == ["farther", "far", "here"]
+    with pytest.raises(Conflict, match="fallback"):
+        registry.remove("here")
+    assert registry.promote("own").aliases == ("champion",) and registry.get("fallback").id == "wished"
+    registry.promote("here")
+    assert registry.aliases() == {"champion": "here", "previous": "own"}
+
+
+def test_the_same_hosted_model_again_is_brought_up_to_date_and_another_is_a_conflict(registry: Registry) -> None:
+    first = registry.add_hosted(hosted())
+    registry.judged("far", {"passed": True})
+    again = registry.add_hosted(hosted(urls=["https://new.example/v1"]))
+    assert (again.created, again.report) == (first.created, {"passed": True})
+    assert registry.get("far").hosted == hosted(urls=["https://new.example/v1"]).hosted
+    with pytest.raises(Conflict, match="another model"):
+        registry.add_hosted(hosted(model="other"))
+    add(registry, "here")
+    with pytest.raises(Conflict):
+        registry.add_hosted(hosted("here"))
+    registry.remove("far")
+    assert [one.id for one in registry.list()] == ["here"]
+
+
+WRONG = [{"kind": "base"}, {"hosted": None}, {"hosted": {"plugin": "x"}}, {"base": "here"}, {"id": "A"}]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_hosted_model_that_cannot_be_reached_is_refused(registry: Registry, wrong: dict[str, object]) -> None:
+    with pytest.raises(BadInput):
+        registry.add_hosted(replace(hosted(), **wrong))  # type: ignore[arg-type]
+    assert registry.list() == []

@@ -124,3 +124,26 @@ def _examples(folder: Path) -> Path:
     command = [str(Path(sys.executable).parent / "appliance"), "--home", str(folder / "home")]
     subprocess.run([*command, "examples", "convert", source, str(out), "--to", "huggingface"], check=True, capture_output=True)
     return out
+
+
+EXAMPLES = sorted(path for path in (ROOT / "scripts" / "examples").iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_says_at_its_top_what_it_shows_and_how_to_call_it(path: Path) -> None:
+    lines = path.read_text("utf-8").splitlines()
+    assert any(f"usage: scripts/examples/{path.name}" in line for line in lines[1:8]) and len(lines[1]) > 40
+    assert os.access(path, os.X_OK)
+    if "python" in lines[0]:
+        compile(path.read_text("utf-8"), path.name, "exec")
+    else:
+        done = subprocess.run(["/bin/bash", "-n", str(path)], capture_output=True, text=True, check=False, timeout=20)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_example_of_servers_says_how_to_call_it() -> None:
+    script = str(ROOT / "scripts" / "examples" / "connect-servers")
+    told = subprocess.run([script, "--help"], capture_output=True, text=True, check=False, timeout=20)
+    assert told.returncode == 0 and "usage: scripts/examples/connect-servers HOME URL" in told.stdout
+    wrong = subprocess.run([script], capture_output=True, text=True, check=False, timeout=20)
+    assert wrong.returncode == 2 and "usage:" in wrong.stderr

@@ -178,6 +178,18 @@ def test_turning_it_off(accounts: Accounts, ann: Person, phone: Phone) -> None:
         accounts.second_step.turn_off("nobody")
 
 
+def test_turning_it_on_or_off_ends_every_session_but_the_one_that_asks(accounts: Accounts, ann: Person) -> None:
+    step, secret = accounts.second_step, accounts.second_step.new_secret()
+    mine, other = (accounts.sign_in("Ann", PASSWORD, "a")[0] for _ in range(2))
+    step.turn_on(ann.id, secret, pyotp.TOTP(secret).now(), mine)
+    assert accounts.session(mine) and accounts.session(other) is None
+    waiting, other = accounts.sign_in("Ann", PASSWORD, "a")[0], accounts.renew(ann.id)
+    step.turn_off(ann.id, mine)
+    assert accounts.session(mine) and accounts.session(other) is None and not step.waits(waiting)
+    step.turn_off(ann.id)  # by somebody else: the phone is lost
+    assert accounts.session(mine) is None
+
+
 @pytest.mark.parametrize("secret", ["", "x", "A" * 31, "a" * 32, "A" * 33, "1" * 32, "é" * 32])
 def test_odd_secrets_are_refused(accounts: Accounts, ann: Person, secret: str) -> None:
     for code in ("", "123456", "٣٤٥٦٧٨", "x" * 5000):
@@ -342,12 +354,22 @@ def test_guessing_a_code_is_slowed_down_and_right_ones_are_not_counted(
         if number == 50:
             assert accounts.class_codes.roll(code, "the school's one address"), "a right one does not reset the count"
     assert 55 <= answers.count("not_signed_in") <= 63
-    with pytest.raises(Busy):
+    with pytest.raises(Busy) as caught:
         accounts.class_codes.roll(code, "the school's one address")
+    assert caught.value.retry_after <= 10, "a prank holds the class up for moments, not for the lesson"
     assert accounts.class_codes.roll(code, "another room")
     with database.begin() as connection:
         connection.execute(sa.update(attempts).values(last=attempts.c.last - 60))
     assert accounts.class_codes.roll(code, "the school's one address")
+
+
+def test_a_clock_set_back_a_year_gives_no_code_a_year(accounts: Accounts, lesson: SchoolClass, database: Database) -> None:
+    code = accounts.class_codes.make(lesson.id)
+    close(database, lesson, code_until=time.time() + 365 * 86400)
+    with pytest.raises(NotSignedIn):
+        accounts.class_codes.roll(code, "a")
+    assert not accounts.class_codes.in_use() and accounts.class_codes.until(lesson.id) is None
+    assert accounts.class_codes.roll(accounts.class_codes.make(lesson.id, hours=12), "a").pupils
 
 
 @pytest.mark.parametrize("code", ["", "-", "x" * 5000, "\ud800", "' OR 1=1"])

@@ -21,15 +21,16 @@ from appliance.accounts.credentials import (
     Passwords,
     as_code,
     clean_name,
-    count_attempt,
     digest,
     digest_of_code,
-    forgive,
     new_code,
     normal,
     strong,
 )
+from appliance.accounts.devices import Devices, forgive_all, limits
+from appliance.accounts.guessing import count, count_attempt, forgive
 from appliance.accounts.policy import ADMINISTRATOR, LOCAL, OF_A_CLASS, OWN, SCOPES, TEACHER, User, may
+from appliance.accounts.rechecking import Rechecking
 from appliance.accounts.second_step import SecondStep
 from appliance.accounts.sessions import STEP, STEP_SECONDS, SignedIn, alive, end_sessions, open_session, sessions_of, signed_in
 from appliance.accounts.vouched import Vouched, admit
@@ -105,6 +106,8 @@ class Accounts:
         self.second_step = SecondStep(database, settings)
         self.class_codes = ClassCodes(database)
         self.confirming = Confirming(database, directory)
+        self.devices = Devices(settings)
+        self._rechecking = Rechecking(database, directory, self.admit, audit) if directory is not None else None
 
     # --- policy ------------------------------------------------------------------------------------------------------
     def can(self, user: User | None, verb: str, thing: str, owner: str | None = None) -> bool:
@@ -213,31 +216,37 @@ class Accounts:
         return user
 
     # --- sign-in -----------------------------------------------------------------------------------------------------
-    def sign_in(self, name: str, password: str, source: str, about: str = "") -> tuple[str, User]:
-        """A new session's token and its user. `source` is where the attempt came from, an address; `about` the browser.
+    def sign_in(self, name: str, password: str, source: str, about: str = "", device: str = "") -> tuple[str, User]:
+        """A new session's token and its user. `source` is where the attempt came from, an address; `about` the browser, and
+        `device` the mark that it sends (see `devices`, which says what is counted as guessing).
 
         Where the person has a second step, `session` does not know the token: it is for `second_step.finish`. Raises
-        NotSignedIn in the same words and the same time whether the name or the password was wrong, and Busy after ten failures
-        for one name from one source, for longer each time. Who is not of this box, or of the school's directory, is looked for
-        there; where it cannot be asked, Unreachable.
+        NotSignedIn in the same words and the same time whether the name or the password was wrong, and Busy after too many
+        failures. Who is not of this box, or of the school's directory, is looked for there; where it cannot be asked,
+        Unreachable.
         """
         if len(name) > LONGEST_SECRET or len(password) > LONGEST_SECRET:
             raise NotSignedIn("The name or the password is not right.", "Check both, then try again.")
         name = normal(name)
-        attempt = f"sign-in:{digest(folded(name))[:24]}:{source[:64]}"
-        count_attempt(self._database, attempt)  # counted before it is judged, so that a burst of parallel guesses is one burst
         with self._database.read() as connection:
-            row = connection.execute(_named(name).where(users.c.role != LOCAL, ~users.c.disabled)).first()
+            row = connection.execute(_named(name).where(users.c.role != LOCAL)).first()
+        elsewhere = row is None or row.source == "ldap"
+        row = None if row is not None and row.disabled else row
+        known = row.id if row is not None and self.devices.knows(device, row.id) else ""
+        counted = limits(name, source, device, known)
+        count(self._database, counted)
         typed = as_code(password) if row is not None and row.temporary else password
         fits = self._passwords.fits(row.password_hash if row else None, typed)
-        if not fits and (row is None or row.source == "ldap"):
+        if not fits and elsewhere:
             row = self._by_directory(name, password)
         elif not fits:
             row = None
+            if self._directory is not None:
+                self._directory.nobody(name, password)  # else its time, or its being away, would tell who is of this box
         if row is None:
             raise NotSignedIn("The name or the password is not right.", "Check both, then try again.")
         with self._database.begin() as connection:
-            forgive(connection, attempt)
+            forgive_all(connection, counted)
             return self._begin(connection, row, about), as_user(connection, row)
 
     def _by_directory(self, name: str, password: str) -> Any:
@@ -254,6 +263,8 @@ class Accounts:
         admitted = admit(self._database, vouched)
         if admitted is None:
             return None
+        if self._rechecking is not None and vouched.source == "ldap":
+            self._rechecking.asked(admitted.id)
         if admitted.changed and self._audit is not None:
             self._audit.note("admit", f"person {admitted.id}", admitted.changed, actor=admitted.id)
         return admitted.id
@@ -282,7 +293,7 @@ class Accounts:
             return None
         user = (users.c.id, users.c.name, users.c.role, users.c.language, users.c.temporary, users.c.preferences)
         query = (
-            sa.select(*user, sessions.c.csrf, sessions.c.kind)
+            sa.select(*user, users.c.source, users.c.external, sessions.c.csrf, sessions.c.kind)
             .join(sessions, users.c.id == sessions.c.user)
             .outerjoin(classes, classes.c.id == sessions.c.class_id)
             .where(sessions.c.hash == digest(token), sessions.c.kind != STEP, ~users.c.disabled, alive())
@@ -291,8 +302,14 @@ class Accounts:
             row = connection.execute(query).first()
             if row is None:
                 return None
+            self._saw(row)
             temporary = row.temporary and not row.kind  # who came by a class's code has no password to choose
             return Session(as_user(connection, row), row.csrf, temporary, row.kind, row.preferences or {})
+
+    def _saw(self, row: Any) -> None:
+        """Somebody uses the box: where the school's directory says who they are, it is asked whether that still holds."""
+        if self._rechecking is not None and row.source == "ldap":
+            self._rechecking.saw(row.id, row.external)
 
     def sessions_of(self, user: User, token: str) -> list[SignedIn]:
         """Where this person is signed in, newest first; `token` is that of the session that asks."""
@@ -333,7 +350,15 @@ class Accounts:
             return None
         query = (
             sa.select(
-                keys.c.id.label("key"), keys.c.scope, keys.c.used, users.c.id, users.c.name, users.c.role, users.c.language
+                keys.c.id.label("key"),
+                keys.c.scope,
+                keys.c.used,
+                users.c.id,
+                users.c.name,
+                users.c.role,
+                users.c.language,
+                users.c.source,
+                users.c.external,
             )
             .join(users, users.c.id == keys.c.user)
             .where(keys.c.hash == digest(token), keys.c.revoked.is_(None), ~users.c.disabled)
@@ -343,8 +368,9 @@ class Accounts:
             if row is None:
                 return None
             user = as_user(connection, row, row.scope)
+        self._saw(row)
         now = time.time()
-        if now - (row.used or 0) > 60:  # a write for each call would cost a disk flush for each call
+        if abs(now - (row.used or 0)) > 60:  # a write for each call would cost a disk flush for each call
             with self._database.begin() as connection:
                 connection.execute(sa.update(keys).where(keys.c.id == row.key).values(used=now))
         return user
@@ -383,8 +409,9 @@ def as_user(connection: sa.Connection, row: Any, scope: str = "") -> User:
 
 
 def _named(name: str) -> sa.Select[Any]:
-    """People of that name, however it is cased. Two of an older release may differ in case alone: the exact one first."""
-    return sa.select(users).where(users.c.folded == folded(name)).order_by(users.c.name != name)
+    """People of that name, however it is cased. Two of an older release may differ in case alone: who can sign in first, then
+    the exact one."""
+    return sa.select(users).where(users.c.folded == folded(name)).order_by(users.c.disabled, users.c.name != name)
 
 
 def _has_administrator(connection: sa.Connection) -> bool:

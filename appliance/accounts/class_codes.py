@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from appliance.accounts.credentials import CODE_LETTERS, count_attempt, digest, digest_of_code, take_back
+from appliance.accounts.credentials import CODE_LETTERS, digest, digest_of_code
+from appliance.accounts.guessing import Limit, count, take_back
 from appliance.accounts.people import NO_PASSWORD
 from appliance.accounts.policy import PUPIL
-from appliance.accounts.sessions import BY_CLASS, alive, open_session
+from appliance.accounts.sessions import BY_CLASS, CLOCK_SLACK, alive, open_session
 from appliance.errors import BadInput, Conflict, NotFound, NotSignedIn
 from appliance.tables import attempts, classes, memberships, sessions, users
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 LETTERS = 6  # of 29 signs: six hundred million codes
 MOST_HOURS = 12.0
-# A whole class may sit behind one address, and seven-year-olds mistype.
-FREE_WRONG = 60
+# A whole class may sit behind one address, and seven-year-olds mistype. Past these there is one try each ten seconds, and never
+# a longer wait: who plays tricks holds nobody up for long, and can try a few hundred codes before the right one has run out.
+FREE_WRONG, PACE = 60, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class ClassCodes:
 
     def _class_of(self, code: str, source: str) -> Any:
         attempt = f"class:{source[:64]}"
-        count_attempt(self._database, attempt, FREE_WRONG)
+        count(self._database, [Limit(attempt, FREE_WRONG, every=PACE)])
         wanted = digest_of_code(code)
         with self._database.begin() as connection:
             columns = (classes.c.id, classes.c.name, classes.c.code_until)
@@ -167,7 +169,9 @@ class ClassCodes:
 def _works() -> sa.ColumnElement[bool]:
     now = time.time()
     open_now = sa.and_(classes.c.open, sa.or_(classes.c.until.is_(None), classes.c.until > now))
-    return sa.and_(classes.c.code != "", classes.c.code_until > now, classes.c.archived.is_(None), open_now)
+    # One that ends later than any that could be made now was made before the clock was set back: it would work until that day.
+    in_time = sa.and_(classes.c.code_until > now, classes.c.code_until < now + MOST_HOURS * 3600 + CLOCK_SLACK)
+    return sa.and_(classes.c.code != "", in_time, classes.c.archived.is_(None), open_now)
 
 
 def _taken(connection: sa.Connection, class_id: str, pupil: str = "", but: str = "") -> set[str]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from appliance.accounts.credentials import count_attempt, digest, forgive
+from appliance.accounts.credentials import digest
+from appliance.accounts.guessing import count_attempt, forgive
 from appliance.accounts.people import People
 from appliance.errors import Conflict, NotSignedIn
 

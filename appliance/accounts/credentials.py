@@ -1,4 +1,4 @@
-"""Secrets and names: how they are cleaned, hashed and compared, and how guessing is slowed down.
+"""Secrets and names: how they are cleaned, hashed and compared. How guessing is slowed down is in `guessing`.
 
 Passwords are kept as argon2id, everything else that is random (session tokens, codes, keys) as SHA-256, so that a copied
 database signs nobody in. It knows nobody's rights.
@@ -9,35 +9,22 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-import time
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
-
-from appliance.errors import BadInput, Busy
+from appliance.errors import BadInput
+from appliance.naming import odd
 from appliance.settings import cores
-from appliance.tables import attempts
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
 
-    from appliance.db import Database
-
 CODE_LETTERS = "23456789ABCDEFGHJKMNPQRSTVWXYZ"  # nothing that reads like something else on a printed sheet
 SHORTEST_PASSWORD = 10
 LONGEST_SECRET = 1024
-FREE_FAILURES = 10
-LONGEST_WAIT = 900.0
-FORGET_FAILURES = 24 * 3600
 _ALIKE = frozenset({"LATIN", "CYRILLIC", "GREEK", "CHEROKEE"})
-# Letters by their kind, and yet nothing to see: fillers of Hangul, the empty Braille cell, joiners, selectors of a variant.
-_BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f\u17b4\u17b5") | {
-    chr(code) for code in (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
-}
-_PILED = 4  # marks on one letter; no language needs more
 
 
 class Passwords:
@@ -76,35 +63,6 @@ class Passwords:
             return False
 
 
-def count_attempt(database: Database, key: str, free: int = FREE_FAILURES) -> None:
-    """Write one failure down in advance; `forgive` or `take_back` undo it. Raises Busy while the key has to wait."""
-    now = time.time()
-    with database.begin() as connection:
-        connection.execute(sa.delete(attempts).where(attempts.c.last < now - FORGET_FAILURES))
-        row = connection.execute(sa.select(attempts).where(attempts.c.key == key)).first()
-        if row is None:
-            connection.execute(sa.insert(attempts).values(key=key, failures=1, last=now))
-            return
-        wait = wait_after(row.failures, free)
-        left = row.last + wait - now
-        if left > wait:  # the clock was set back: the wait begins anew, instead of lasting until that day comes again
-            left = wait
-            connection.execute(sa.update(attempts).where(attempts.c.key == key).values(last=now))
-        if left <= 0:
-            connection.execute(sa.update(attempts).where(attempts.c.key == key).values(failures=row.failures + 1, last=now))
-    if left > 0:
-        raise Busy("There were too many wrong tries.", f"Wait {max(1, round(left))} seconds, then try again.", retry_after=left)
-
-
-def forgive(connection: sa.Connection, key: str) -> None:
-    connection.execute(sa.delete(attempts).where(attempts.c.key == key))
-
-
-def take_back(connection: sa.Connection, key: str) -> None:
-    """This try was right; the wrong ones before it still count."""
-    connection.execute(sa.update(attempts).where(attempts.c.key == key).values(failures=attempts.c.failures - 1))
-
-
 def new_code(groups: int = 3) -> str:
     """A random code to type, four letters a group: XXXX-XXXX-XXXX."""
     return "-".join("".join(secrets.choice(CODE_LETTERS) for _ in range(4)) for _ in range(groups))
@@ -123,13 +81,6 @@ def digest_of_code(code: str) -> str:
     return digest("".join(letter for letter in code.upper() if letter.isalnum())[:LONGEST_SECRET])
 
 
-def wait_after(failures: int, free: int = FREE_FAILURES) -> float:
-    """Seconds to wait after so many failures in a row: none up to `free`, then 2, 4, 8 ... up to a quarter of an hour."""
-    if failures < free:
-        return 0.0
-    return min(2.0 ** min(failures - free + 1, 16), LONGEST_WAIT)
-
-
 def clean_name(name: str, what: str = "name", longest: int = 64) -> str:
     """Raises BadInput unless the name is one line of 1 to `longest` ordinary characters that all can be seen."""
     name = normal(name[: LONGEST_SECRET + 1])
@@ -137,19 +88,11 @@ def clean_name(name: str, what: str = "name", longest: int = 64) -> str:
         raise BadInput(f"The {what} is empty.", "Write at least one letter.")
     if len(name) > longest:
         raise BadInput(f"The {what} is longer than {longest} characters.", "Take a shorter one.")
-    if name.startswith("(") or not any(letter.isalnum() for letter in name) or _odd(name):
+    if name.startswith("(") or not any(letter.isalnum() for letter in name) or odd(name):
         raise BadInput(f"The {what} has characters that cannot be used.", "Use letters, digits and spaces.")
     if any(_alphabets(word) > 1 for word in name.split()):
         raise BadInput(f"The {what} mixes letters of two alphabets that look alike.", "Type it anew, in one alphabet.")
     return name
-
-
-def _odd(name: str) -> bool:
-    """Controls, marks of direction, joiners, fillers, blanks: names that differ in these look the same. And piled marks."""
-    kinds = [unicodedata.category(letter) for letter in name]
-    unseen = any(kind in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} for kind in kinds) or not _BLANK.isdisjoint(name)
-    piled = any({*kinds[at : at + _PILED]} <= {"Mn", "Me"} for at in range(len(kinds) - _PILED + 1))
-    return unseen or piled
 
 
 def _alphabets(word: str) -> int:

@@ -41,7 +41,10 @@ _IDS = ("entryUUID", "objectGUID", "nsUniqueId")
 _SUCCESS, _TOO_MANY = 0, 4
 _AWAY = {10, 51, 52, 80}  # ask elsewhere (which the box never does), busy, unavailable, other: nothing about the person
 _UNSAFE = {8, 13}  # stronger authentication or confidentiality required
-_SWITCHED_OFF = 2  # a bit of Active Directory's userAccountControl
+# What says that an account is switched off: Active Directory (a bit of it), OpenLDAP's ppolicy (locked until somebody unlocks
+# it; after wrong passwords it holds another time), and 389 Directory Server.
+_OFF_SIGNS = ("userAccountControl", "pwdAccountLockedTime", "nsAccountLock")
+_OFF_BIT, _LOCKED_FOR_GOOD = 2, "000001010000Z"
 # Why Active Directory refuses somebody whom it knows: the "data" in its words.
 _WHY = re.compile(r"AcceptSecurityContext error, data ([0-9a-f]{3})\b")
 _DIRECTORY = "in the school's directory"
@@ -95,7 +98,7 @@ class Directory:
         Raises Unreachable where the directory cannot be asked, Busy where many are asking, Forbidden for somebody who has shown
         who they are and has no place here.
         """
-        if not name or "\0" in name or not _is_text(name):
+        if not _can_be_asked(name):
             return None
         return self._signed_in(self._settings.ldap_user_filter.replace("{name}", _escaped(name)), name, password)
 
@@ -103,8 +106,26 @@ class Directory:
         """As above, of the entry with this number: for somebody who is known already and shows once more who they are."""
         return self._signed_in(_of_number(number), "", password) if number else None
 
+    def look(self, number: str) -> Vouched | None:
+        """Who the entry with this number is by now, without any password; None where it is gone or switched off. Blocks.
+
+        Raises what a call does.
+        """
+        with self._turn(), self._line() as line:
+            entry = self._find(line, _of_number(number))
+            if entry is None or _is_off(entry):
+                return None
+            return self._vouched(entry, "", self._groups(line, entry))
+
+    def nobody(self, name: str, password: str) -> None:
+        """Take the steps of a call, and raise what it does, for somebody who is not looked for there: nothing of theirs is
+        sent.
+        """
+        if _can_be_asked(name) and _can_be_asked(password):
+            self(secrets.token_hex(8), secrets.token_hex(8))
+
     def _signed_in(self, wanted: str, name: str, password: str) -> Vouched | None:
-        if not password or "\0" in password or not _is_text(password):
+        if not _can_be_asked(password):
             return None  # an empty password would be a sign-in as nobody, which a directory answers with success
         with self._turn(), self._line() as line:
             # As bytes, which is how it was typed: ldap3 would prepare a text, and what is left of it may be empty.
@@ -217,8 +238,7 @@ class Directory:
         """The one entry that is wanted. Two are as good as none: the box would have to guess."""
         settings = self._settings
         attributes = [
-            settings.ldap_name_attribute, "displayName", "cn", "memberOf", "userAccountControl", settings.ldap_class_attribute,
-            *_IDS,
+            settings.ldap_name_attribute, "displayName", "cn", "memberOf", settings.ldap_class_attribute, *_OFF_SIGNS, *_IDS,
         ]  # fmt: skip
         found = self._search(line, wanted, [one for one in dict.fromkeys(attributes) if one], 2)
         return found[0] if len(found) == 1 else None
@@ -294,12 +314,15 @@ def _of_number(number: str) -> str:
 
 
 def _is_off(entry: _Entry) -> bool:
-    control = entry.text("userAccountControl")
-    return control.isdecimal() and bool(int(control) & _SWITCHED_OFF)
+    control, locked, lock = (entry.text(one) for one in _OFF_SIGNS)
+    off = control.isdecimal() and bool(int(control) & _OFF_BIT)
+    return off or locked == _LOCKED_FOR_GOOD or lock.lower() == "true"
 
 
-def _is_text(typed: str) -> bool:
-    """Half a letter is nobody's."""
+def _can_be_asked(typed: str) -> bool:
+    """Not for nothing, nor for half a letter, which is nobody's."""
+    if not typed or "\0" in typed:
+        return False
     try:
         typed.encode()
     except UnicodeEncodeError:

@@ -20,11 +20,10 @@ from appliance.accounts.credentials import (
     Passwords,
     as_code,
     clean_name,
-    count_attempt,
-    forgive,
     new_code,
     strong,
 )  # fmt: skip
+from appliance.accounts.guessing import count_attempt, forgive
 from appliance.accounts.policy import ADMINISTRATOR, LOCAL, ROLES, TEACHER
 from appliance.accounts.sessions import end_everything
 from appliance.errors import BadInput, Conflict, NotFound, NotSignedIn

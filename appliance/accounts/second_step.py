@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from appliance.accounts.credentials import LONGEST_SECRET, count_attempt, digest, digest_of_code, forgive, new_code
-from appliance.accounts.sessions import CLOCK_SLACK, STEP, open_session
+from appliance.accounts.credentials import LONGEST_SECRET, digest, digest_of_code, new_code
+from appliance.accounts.guessing import count_attempt, forgive
+from appliance.accounts.sessions import CLOCK_SLACK, STEP, end_sessions, open_session
 from appliance.errors import BadInput, NotFound, NotSignedIn
 from appliance.tables import recovery_codes, sessions, users
 
@@ -44,10 +45,11 @@ class SecondStep:
 
         return pyotp.TOTP(secret).provisioning_uri(name=name, issuer_name=self._settings.school)
 
-    def turn_on(self, user: str, secret: str, code: str) -> list[str]:
+    def turn_on(self, user: str, secret: str, code: str, but: str = "") -> list[str]:
         """From now on sign-in asks for a code. Gives the recovery codes, which are nowhere else. Raises BadInput, Busy.
 
-        `code`: the phone's, as proof that it has the secret.
+        `code`: the phone's, as proof that it has the secret. All of the person's sessions end but the one of the token `but`:
+        whoever had come in by the password alone is out.
         """
         count_attempt(self._database, f"step on:{user}")
         step = _step_of(secret, code, 0) if _is_secret(secret) else None
@@ -58,15 +60,16 @@ class SecondStep:
         with self._database.begin() as connection:
             forgive(connection, f"step on:{user}")
             connection.execute(sa.update(users).where(users.c.id == user).values(totp=secret, totp_step=step))
+            end_sessions(connection, user, but)
             return _new_codes(connection, user)
 
-    def turn_off(self, user: str) -> None:
-        """Sign-in asks for the password alone again; sessions that wait for a code end. Raises NotFound."""
+    def turn_off(self, user: str, but: str = "") -> None:
+        """Sign-in asks for the password alone again. All sessions end but the one of the token `but`. Raises NotFound."""
         with self._database.begin() as connection:
             if not connection.execute(sa.update(users).where(users.c.id == user).values(totp="", totp_step=0)).rowcount:
                 raise NotFound("There is no such person here.", "They may have been removed.")
             connection.execute(sa.delete(recovery_codes).where(recovery_codes.c.user == user))
-            connection.execute(sa.delete(sessions).where(sessions.c.user == user, sessions.c.kind == STEP))
+            end_sessions(connection, user, but)
 
     def fresh_codes(self, user: str) -> list[str]:
         """Ten new recovery codes in place of the older ones."""

@@ -2,12 +2,13 @@
 
 Subcommands are imported when they are called, so that `appliance --help` answers at once. Every fault leaves through `main`:
 an `Error:` sentence and a `Try:` line on stderr, and the exit code of `interface`: 0 done, 1 failed, 2 wrong usage, 3 refused
-by policy, 4 gate not passed, 75 busy.
+by policy, 4 gate not passed, 75 busy. A service whose logs are JSON says the same in one line of them.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import tempfile
 import traceback
@@ -16,7 +17,7 @@ from typing import Any
 
 import click
 
-from appliance import __version__, network
+from appliance import __version__, guard, network
 from appliance.errors import ApplianceError, from_os_error
 
 # Command -> the file it stands in, and its line in the overview.
@@ -41,13 +42,17 @@ COMMANDS = {
     "models": ("models", "List, judge, promote, roll back and remove models."),
     "modules": ("modules", "Show how the model is told to answer; promote and roll back optimised programs."),
     "guide": ("guide", "Print a short guide: tuning, good practice, troubleshooting."),
-    "network": ("network", "Say which hosts outside the box may be reached; none by default."),
+    "network": ("network", "Say which hosts outside may be reached, none by default; prove that nothing leaves."),
     "audit": ("audit", "Show and check the record of who did what."),
     "keys": ("keys", "Make and revoke keys for /v1."),
     "backup": ("backup", "Make backups, prove them, list them, restore one."),
     "settings": ("settings", "Show every setting, its value and what it does."),
     "status": ("settings", "Say what serves now and whether everything is fine."),
 }
+
+
+# Those that run until they are stopped: what they say on stderr, somebody's log collector reads.
+SERVICES = ("serve", "web", "engine", "worker", "egress")
 
 
 class _Lazy(click.Group):
@@ -72,28 +77,32 @@ class _Lazy(click.Group):
 @click.pass_context
 def group(context: click.Context, home: Path | None) -> None:
     """A school's own teaching assistant: offline, on this machine, answering from the school's documents."""
-    context.obj = {"home": home}
+    context.ensure_object(dict).update(home=home, command=context.invoked_subcommand)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     network.stay_offline()
+    guard.install()
+    about: dict[str, Any] = {}  # what becomes known of the command: its name, its home, its settings
     try:
-        code = _run(arguments)
+        code = _run(arguments, about)
     except click.ClickException as error:
-        error.show()
         code = error.exit_code
+        if not _logged(about, error.format_message(), {"code": "usage", "exit": code}):
+            error.show()
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Stopped.", err=True)
         code = 130
+        if not _logged(about, "Stopped.", {"exit": code}):
+            click.echo("Stopped.", err=True)
     except BrokenPipeError:
         code = 0
     except ApplianceError as error:
-        code = _report(error)
+        code = _report(error, about)
     except OSError as error:
-        code = _report(from_os_error(error, "working on that command"))
+        code = _report(from_os_error(error, "working on that command"), about)
     except Exception as error:  # noqa: BLE001 - whatever it was, a person reads a sentence and finds the rest in a file
-        code = _report(ApplianceError(f"A fault in the appliance: {type(error).__name__}.", _kept_trace()))
+        code = _report(ApplianceError(f"A fault in the appliance: {type(error).__name__}.", _kept_trace()), about)
     sys.exit(code)
 
 
@@ -105,13 +114,28 @@ def _kept_trace() -> str:
     return f"Run the same command again; if it fails again, report it with {path}."
 
 
-def _run(arguments: list[str] | None) -> int:
-    result: Any = group.main(args=arguments, standalone_mode=False)
+def _run(arguments: list[str] | None, about: dict[str, Any]) -> int:
+    result: Any = group.main(args=arguments, standalone_mode=False, obj=about)
     return result if isinstance(result, int) else 0
 
 
-def _report(error: ApplianceError) -> int:
+def _report(error: ApplianceError, about: dict[str, Any]) -> int:
+    if _logged(about, error.message, {"code": error.code, "hint": error.hint, "exit": error.exit_code}):
+        return error.exit_code
     click.echo(f"Error: {error.message}", err=True)
     if error.hint:
         click.echo(f"Try: {error.hint}", err=True)
     return error.exit_code
+
+
+def _logged(about: dict[str, Any], message: str, facts: dict[str, Any]) -> bool:
+    """Say why a service ends as a line of its log, where its log is JSON; else say nothing, and False."""
+    if about.get("command") not in SERVICES:
+        return False
+    from appliance import logs, settings
+
+    if (about.get("log_format") or settings.log_format()) != "json":
+        return False
+    logs.begin(about["command"], "json")
+    logging.getLogger("appliance.cli").critical("%s", message, extra={"facts": facts})
+    return True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from appliance.cli.examples import erase_withdrawn, show_models
+from appliance.cli.examples import erase_withdrawn, forget_programs, show_models
 from appliance.tables import collection_readers, conversations, feedback, flags, keys, memberships, turns
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def erase_person(out: Output, appliance: Appliance, person: Person) -> dict[str,
         forget(out.settings, (), store.asked(trace.rows))  # while their words can still be read
         rows |= {*store.withdraw(called, by=unix_name())}
     runs, waiting = erase_withdrawn(out, appliance, store)
+    forget_programs(out, appliance, {*rows, *earlier})
     models = store.models_with({*rows, *earlier}, appliance.registry)
     appliance.people.remove(person.id)
     with appliance.database.begin() as connection:

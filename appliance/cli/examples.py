@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +171,7 @@ async def withdraw(out: Output, person: str, mentions: bool, yes: bool) -> int:
         forget(out.settings, (), store.asked((*trace.rows, *(trace.mentions if mentions else ()))))
         ids = store.withdraw(person, by=unix_name(), mentions=mentions)
         runs, waiting = erase_withdrawn(out, appliance, store)
+        forget_programs(out, appliance, {*ids, *trace.earlier})
         models = store.models_with({*ids, *trace.earlier}, appliance.registry)
     finally:
         await appliance.close()
@@ -225,6 +226,15 @@ def erase_withdrawn(out: Output, appliance: Appliance, store: ExampleStore) -> t
         waiting = True
         out.note("Somebody is reading the database, whose log still holds the old texts: run the same command again.")
     return runs, waiting
+
+
+def forget_programs(out: Output, appliance: Appliance, ids: Collection[str]) -> None:
+    """Retire the prompt programs that have words of these rows: a demonstration is shown to every model that answers."""
+    from appliance.audit import unix_name
+
+    for one in appliance.chat.programs.forget(ids, unix_name()):
+        served = ", and the module's file serves in its place" if one.state == "active" else ""
+        out.say(f"The program {one.id} for {one.module} had words of theirs: they are erased{served}.")
 
 
 def show_models(out: Output, models: Sequence[Exposed]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
+from appliance.cli import connecting
 from appliance.cli.output import Output, command
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ WIDEST, NARROWEST = 140, 90  # columns of a terminal in which two answers stand 
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the page here as well.")
 @command
 async def evaluate(out: Output, name: str, against: str | None, html: Path | None) -> int:
-    """Judge a model again on every set: a table here, and a page for people. Exit code 4 where it would not pass."""
+    """Judge a model, or a prompt program, again: a table here, and a page for people. Exit code 4 where it would not pass."""
     from appliance.app import Appliance
     from appliance.files import write_atomically
     from appliance.jobs import Jobs
@@ -40,9 +41,16 @@ async def evaluate(out: Output, name: str, against: str | None, html: Path | Non
 
     appliance = Appliance.open(out.settings)
     try:
+        if (found_program := connecting.program(appliance, name)) is not None:
+            with Jobs(appliance.database, out.settings).hold("heavy"):
+                return await connecting.judge_program(out, appliance, found_program)
         with Jobs(appliance.database, out.settings).hold("heavy"):
             found = await judge(
-                out.settings, name, against, on_item=lambda done, total: out.progress(f"{done} of {total} questions")
+                out.settings,
+                name,
+                against,
+                outside=appliance.hosting.use,
+                on_item=lambda done, total: out.progress(f"{done} of {total} questions"),
             )
     finally:
         await appliance.close()
@@ -77,10 +85,17 @@ async def compare(
     out: Output, one: str, other: str, blind: bool, questions: Path | None, count: int, person: str | None
 ) -> int:
     """Ask models A and B the same questions: both answers side by side, or blind."""
+    from appliance.app import Appliance
     from appliance.audit import unix_name
     from appliance.registry import Registry
     from appliance.tuning import blind as comparing
 
+    appliance = Appliance.open(out.settings)
+    try:
+        if any(connecting.program(appliance, name) is not None for name in (one, other)):
+            return connecting.compare_programs(out, appliance, (one, other))
+    finally:
+        await appliance.close()
     registry = Registry(out.settings.models)
     first, second = registry.get(one), registry.get(other)
     asked = comparing.questions(out.settings, questions, count)
@@ -93,13 +108,15 @@ async def compare(
 
 async def _answered(out: Output, comparison: Comparison, asked: Sequence[Question]) -> list[Pair]:
     """Every question with both answers; the models are loaded only where one was not answered before."""
+    from appliance.plugins.hosting import Hosting
     from appliance.tuning.judging import serving
 
     known = comparison.pairs()
     if all(comparison.key(question) in known for question in asked):
         return [known[comparison.key(question)] for question in asked]
     out.note("Asking both models.")
-    async with serving(out.settings, comparison.models) as handlers:
+    hosting = Hosting(out.settings)
+    async with hosting, serving(out.settings, comparison.models, hosting.use) as handlers:
         return await comparison.answer(
             handlers, asked, tokens=out.settings.answer_tokens,
             on_item=lambda done, total: out.progress(f"{done} of {total} questions"),

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli import judge
+from appliance.cli import connecting, judge
 from appliance.cli.output import Output, command, plain, size
 from appliance.errors import BadInput, ModelUnavailable, NotFound
-from appliance.registry import Manifest, Registry
+from appliance.registry import Registry
 
 if TYPE_CHECKING:
+    from appliance.tuned import Tuned
     from appliance.tuning.importing import Format
     from appliance.tuning.quantise import Kind
 
@@ -24,54 +25,51 @@ def models() -> None:
     """List, import, export, verify, promote, roll back and remove models."""
 
 
-def _record(manifest: Manifest) -> dict[str, Any]:
-    report = manifest.report or {}
-    scores = {name: report[name] for name in ("before", "after", "difference") if name in report}
+def _record(one: Tuned) -> dict[str, Any]:
     return {
-        "id": manifest.id,
-        "kind": manifest.kind,
-        "base": manifest.base,
-        "format": "gguf",
-        "bytes": manifest.bytes,
-        "aliases": list(manifest.aliases),
-        "created": manifest.created,
-        "scores": scores,
-    }
+        "id": one.id, "kind": one.kind, "method": one.method, "base": one.base or None,
+        "format": {"hosted": "hosted", "program": "json"}.get(one.kind, "gguf"), "bytes": one.bytes,
+        "aliases": list(one.aliases), "created": one.created, "data": one.data or None, "rows": one.rows,
+        "passed": one.passed, "scores": one.scores, "cost": one.cost,
+    }  # fmt: skip
 
 
 @models.command("list")
 @click.option("--fit", is_flag=True, help="Well-known open models, and which of them suit this machine.")
 @command
 async def list_models(out: Output, fit: bool) -> int:
-    """List the models, and which of them serves."""
+    """List what can answer - models here and elsewhere, and prompt programs - and which of them serves."""
     if fit:
         return _list_fit(out)
+    from appliance.app import Appliance
+    from appliance.tuned import listed
     from appliance.tuning.retention import describe
 
-    registry = Registry(out.settings.models)
-    found = registry.list()
-    rows = [
-        (
-            m.id,
-            m.kind,
-            m.base or "-",
-            size(m.bytes),
-            ", ".join(m.aliases) or "-",
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(m.created)),
-        )
-        for m in found
-    ]
-    used = describe(found, out.settings.runs)
-    if rows:
-        out.table(("id", "kind", "base", "size", "serves as", "made"), rows)
+    appliance = Appliance.open(out.settings)
+    try:
+        found = listed(appliance.registry, appliance.chat.programs, appliance.database)
+        used = describe(appliance.registry.list(), out.settings.runs)
+        damaged = appliance.registry.damaged()
+    finally:
+        await appliance.close()
+    if found:
+        head = ("id", "method", "base", "data", "judged", "cost", "size", "serves as", "made")
+        out.table(head, [_line(one) for one in found])
         out.say(f"Models take {size(used['models'])}, tuning runs {size(used['runs'])} (`appliance models prune`).")
     else:
         out.say("There are no models yet. Make one with `appliance demo` or `appliance tune huggingface --examples FILE`.")
-    damaged = registry.damaged()
     if damaged:
         out.note(alarm(damaged))
-    out.result({"models": [_record(manifest) for manifest in found], "disk": used, "damaged": damaged})
+    out.result({"models": [_record(one) for one in found], "disk": used, "damaged": damaged})
     return 0
+
+
+def _line(one: Tuned) -> tuple[str, ...]:
+    data = f"{one.rows} rows" if one.rows else one.data[:8]
+    serves = ", ".join(f"{alias} of {one.base}" if one.kind == "program" else alias for alias in one.aliases)
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created))
+    told = (one.method, one.base, data, one.score, one.cost, size(one.bytes) if one.bytes else "", serves)
+    return (one.id, *(text or "-" for text in told), made)
 
 
 def alarm(damaged: str) -> str:
@@ -219,10 +217,17 @@ async def _serve(out: Output, name: str | None, accept: str = "") -> int:
 
     appliance = Appliance.open(out.settings)
     try:
+        if name and (program := connecting.program(appliance, name)) is not None:
+            made = appliance.chat.programs.promote(appliance.accounts.local_administrator(), program.id, accept=accept)
+            out.say(f"{made.id} serves {made.module} now. `appliance modules rollback {made.module}` undoes it.")
+            out.result({"id": made.id, "promoted": True, "module": made.module})
+            return 0
         manifest = await (appliance.promote(name, accept=accept) if name else appliance.rollback())
     finally:
         await appliance.close()
     out.say(f"{manifest.id} serves now.")
+    if manifest.hosted is not None:
+        out.say(connecting.who_is_sent_there(appliance))
     out.result({"id": manifest.id, "promoted": True})
     return 0
 
@@ -232,7 +237,7 @@ async def _serve(out: Output, name: str | None, accept: str = "") -> int:
 @click.option("--accept", default="", metavar="REASON", help="Serve it although the gate refused it; the record keeps why.")
 @command
 async def promote(out: Output, name: str, accept: str) -> int:
-    """Serve NAME from now on, once it has loaded and answered; no restart is needed."""
+    """Serve NAME, a model or a prompt program, from now on, once it has answered; no restart is needed."""
     return await _serve(out, name, accept)
 
 
@@ -310,5 +315,7 @@ async def prune(out: Output, keep: int, dry_run: bool) -> int:
     return 0
 
 
+models.add_command(connecting.connect)
+models.add_command(connecting.list_plugins)
 models.add_command(judge.evaluate)
 models.add_command(judge.compare)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.cli import proving
 from appliance.cli.output import Output, command
 from appliance.settings import INSTALLED_HOME, Settings
 
@@ -76,6 +77,10 @@ async def deny(out: Output, host: str) -> int:
         out.say("The box is air-gapped again.")
     out.result({"denied": [str(one) for one in gone], "mode": "allow" if left else "air-gapped"})
     return 0
+
+
+network.add_command(proving.prove)
+network.add_command(proving.rules)
 
 
 async def _change(out: Output, verb: str, change: Callable[[], list[Host]]) -> list[Host]:

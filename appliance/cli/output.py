@@ -93,7 +93,9 @@ def command(work: Callable[..., Awaitable[Result]]) -> Callable[..., Result]:
     @click.pass_context
     @functools.wraps(work)
     def run(context: click.Context, /, as_json: bool, home: Path | None, **values: Any) -> Result:
-        settings = load(home=home or (context.find_root().obj or {}).get("home"))
+        about = context.find_root().ensure_object(dict)
+        settings = load(home=home or about.get("home"))
+        about["log_format"] = settings.log_format
         if os.path.exists(settings.switching):
             from appliance.backup import finish
 

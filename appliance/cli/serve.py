@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from appliance import logs
+from appliance import guard, logs
 from appliance.cli.output import Output, command
 from appliance.errors import ApplianceError, BadInput, Conflict, Forbidden
 from appliance.settings import Settings
@@ -82,6 +82,7 @@ async def web(out: Output, host: str | None, port: int | None, with_parent: bool
     inherited = _inherited()
     if inherited is None:
         check_port(settings.host, settings.port)
+        guard.listen_at(settings.host)
     appliance = Appliance.open(settings)
     if with_parent:
         end_with_parent()
@@ -274,9 +275,9 @@ def _addresses(settings: Settings) -> list[str]:
     if settings.host in ("127.0.0.1", "0.0.0.0", "::1", "::"):
         hosts = ["localhost"]
     if settings.host in ("0.0.0.0", "::"):
-        with socketlib.socket(socketlib.AF_INET, socketlib.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-            probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which address the LAN would see
-            hosts.append(str(probe.getsockname()[0]))
+        from appliance.network import lan_addresses
+
+        hosts += lan_addresses()
     return [f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/" for host in hosts]
 
 

@@ -1,18 +1,20 @@
 """`appliance tune`: make the model better at the school's own way of tutoring.
 
-Hides how a run is started as a job and followed. Every method - today transformers on this machine - answers to the same verbs;
-what a method needs to start is in METHODS.
+Hides how a run is started as a job and followed. Every method answers to the same verbs; what a method needs to start is in
+METHODS.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from appliance.cli import tune_dspy, tune_openai
 from appliance.cli.output import Output, command, seconds
 from appliance.errors import BadInput, NotFound, UnderWay
 
@@ -29,6 +31,7 @@ STAGES = {
     "train": "Tuning",
     "export": "Exporting to GGUF",
     "parity": "Comparing the export with the trained model",
+    "optimise": "Searching for better words and demonstrations",
     "evaluate": "Judging on held-out examples",
     "register": "Registering",
     "promote": "Promoting",
@@ -38,7 +41,7 @@ VERBS = ("start", "status", "list", "cancel", "evaluate", "promote")
 
 @click.group()
 def tune() -> None:
-    """Tune a model on tutoring examples, on this machine."""
+    """Tune a model on tutoring examples: on this machine, or elsewhere where the school chooses it."""
 
 
 # --- one method: transformers on this machine --------------------------------------------------------------------------
@@ -148,18 +151,60 @@ def outcome(job: Job) -> TuneResult:
     return result
 
 
+# --- another: DSPy, for the prompt modules --------------------------------------------------------------------------------
+
+
+@tune.command()
+@click.argument("verb", type=click.Choice(VERBS), default="start")
+@click.argument("name", metavar="MODULE|ID", required=False)
+@click.option(
+    "--examples", type=click.Path(path_type=Path), help="JSONL or TOML file, or a folder; else what was reviewed here."
+)
+@click.option("--method", type=click.Choice(tune_dspy.METHODS), default="bootstrap", show_default=True)
+@click.option("--metric", type=click.Choice(tune_dspy.METRICS), multiple=True, help="Several count as their mean.")
+@click.option("--subject", default="", help="The program is for this subject only.")
+@click.option("--grade", default="", help="The program is for this grade only.")
+@click.option("--seed", type=click.IntRange(min=0), default=0)
+@click.option("--budget", type=click.IntRange(min=1), default=None, help="Calls to the model at most, judging included.")
+@click.option("--model", default=None, metavar="ID", help="Ask this model; that which serves where left out.")
+@click.option("--no-promote", is_flag=True, help="Judge it, keep it, but do not serve it.")
+@click.option("--yes", is_flag=True, help="Do not ask before examples go to a model of another machine.")
+@command
+async def dspy(out: Output, verb: str, name: str | None, **options: Any) -> int:
+    """Optimise a prompt module with DSPy; judged on held-out examples, and promoted if it is surely better.
+
+    VERB is start (may not be left out before a MODULE), status, list, cancel (of a job's ID, or of what runs), evaluate and
+    promote (of a program's ID).
+    """
+    method = dataclasses.replace(METHODS["dspy"], evaluate=partial(tune_dspy.evaluate, examples=options["examples"]))
+    starting = verb == "start"
+    return await perform(out, method, verb, None if starting else name, options | {"module": name if starting else None})
+
+
 # --- the verbs of every method -----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """`kinds`: of the jobs that are this method's; `start` takes the method's own options."""
+    """`kinds`: of the jobs that are this method's; `start` takes the method's own options.
+
+    maker: as its results say it. things: what lists what it makes. evaluate, promote: where it makes no models.
+    """
 
     kinds: tuple[str, ...]
     start: Callable[[Output, dict[str, Any]], Awaitable[int]]
+    maker: str = ""
+    things: str = "models list"
+    evaluate: Callable[[Output, Any, Any, str], Awaitable[int]] | None = None
+    promote: Callable[[Output, Any, Any, str], Awaitable[int]] | None = None
 
 
-METHODS = {"huggingface": Method(("tune huggingface", "retrain"), _start_huggingface)}
+METHODS = {
+    "huggingface": Method(("tune huggingface", "retrain"), _start_huggingface),
+    "dspy": Method(("tune dspy",), tune_dspy.start, maker="dspy", things="modules list", promote=tune_dspy.promote),
+    "openai": Method(tune_openai.KINDS, tune_openai.start),
+}
+tune.add_command(tune_openai.openai)
 
 
 async def perform(out: Output, method: Method, verb: str, id: str | None, options: dict[str, Any]) -> int:
@@ -171,12 +216,11 @@ async def perform(out: Output, method: Method, verb: str, id: str | None, option
     from appliance.app import Appliance
 
     if verb in ("evaluate", "promote") and id is None:
-        raise click.UsageError(f"Name the model: {verb} ID (see `appliance models list`).")
+        raise click.UsageError(f"Name it: {verb} ID (see `appliance {method.things}`).")
     appliance = Appliance.open(out.settings)
     try:
-        return await {"status": _status, "list": _list, "cancel": _cancel, "evaluate": _evaluate, "promote": _promote}[verb](
-            out, appliance, method, id or ""
-        )
+        own = {"evaluate": method.evaluate or _evaluate, "promote": method.promote or _promote}
+        return await ({"status": _status, "list": _list, "cancel": _cancel} | own)[verb](out, appliance, method, id or "")
     finally:
         await appliance.close()
 
@@ -193,7 +237,7 @@ async def _status(out: Output, appliance: Any, method: Method, id: str) -> int:
     queue = _queue(appliance)
     found = [queue.get(id)] if id else queue.list(kinds=method.kinds, newest=1)
     if not found:
-        raise NotFound("No run was started yet.", "Start one: `appliance tune huggingface --examples FILE`.")
+        raise NotFound("No run was started yet.", f"Start one: `appliance {method.kinds[0]} start --examples FILE`.")
     show_one(out, queue, found[0])
     return 0
 
@@ -205,7 +249,8 @@ async def _list(out: Output, appliance: Any, method: Method, _id: str) -> int:
     queue = _queue(appliance)
     found = queue.list(kinds=method.kinds)
     results = [*out.settings.runs.glob("*/result.json"), *out.settings.runs.glob("*/named/*/result.json")]
-    runs = [run for run in (read_json(path) for path in sorted(results)) if isinstance(run, dict)]
+    read = (read_json(path) for path in sorted(results))
+    runs = [run for run in read if isinstance(run, dict) and run.get("maker", "") == method.maker]
     show_list(out, queue, found)
     for one in runs:
         out.say(f"{one['id']}: {'promoted' if one['promoted'] else 'not promoted'}")
@@ -230,7 +275,12 @@ async def _evaluate(out: Output, appliance: Any, _method: Method, id: str) -> in
     from appliance.tuning.judging import judge
 
     with _queue(appliance).hold("heavy"):
-        judged = await judge(appliance.settings, id, on_item=lambda done, total: out.progress(f"{done} of {total}"))
+        judged = await judge(
+            appliance.settings,
+            id,
+            outside=appliance.hosting.use,
+            on_item=lambda done, total: out.progress(f"{done} of {total}"),
+        )
     show_report(out, judged.report)
     out.say(f"The report: {judged.html}")
     out.result({"id": id, "report": judged.report.to_json(), "page": judged.html})
@@ -283,6 +333,9 @@ def show(out: Output, result: TuneResult) -> None:
 def show_report(out: Output, report: Report) -> None:
     """What the gate found."""
     out.say()
+    if report.unmeasured:
+        _show_answers(out, report)
+        return
     change = report.difference
     out.table(
         ("held out", "loss before", "loss after", "95 % interval of the change"),
@@ -305,3 +358,19 @@ def show_report(out: Output, report: Report) -> None:
     if not report.passed:
         for reason in report.reasons:
             out.say(reason)
+
+
+def _show_answers(out: Output, report: Report) -> None:
+    """What the gate found where one of the two models tells no likelihoods."""
+    from appliance.tuning.verdicts import shown
+
+    rows = [
+        (one.title, shown(one.before.value, one.unit), shown(one.after.value, one.unit), one.verdict)
+        for one in report.sets.values()
+    ]
+    out.table(("asked", report.baseline, report.candidate, "verdict"), rows)
+    for line in report.table:
+        if line.name in ("bytes", "cost"):
+            out.say(f"{line.title}: {report.baseline} {line.without}; {report.candidate} {line.tuned}. {line.note}")
+    for reason in report.reasons:
+        out.say(reason)

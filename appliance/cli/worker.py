@@ -143,6 +143,11 @@ def handlers(appliance: Appliance) -> dict[str, Handler]:
         )
         return record_of(result)
 
+    async def optimise(job: Job, tell: Tell) -> dict[str, Any]:
+        from appliance.plugins import dspy_job
+
+        return await dspy_job.work(appliance, dspy_job.Order.of(job.payload), spoken(tell))
+
     async def ingest(job: Job, tell: Tell) -> dict[str, Any]:
         from pathlib import Path
 
@@ -168,7 +173,18 @@ def handlers(appliance: Appliance) -> dict[str, Handler]:
         await asyncio.to_thread(Uploads(appliance.settings).forget, kept)
         return result
 
-    return {"retrain": retrain, "tune huggingface": tune, "ingest": ingest}
+    async def tune_openai(job: Job, tell: Tell) -> dict[str, Any]:
+        from functools import partial
+
+        from appliance.jobs import Jobs
+        from appliance.plugins.openai_work import Box, see_through
+
+        queue = Jobs(appliance.database, appliance.settings)
+        note, stop = partial(queue.note, job.id), partial(queue.asked_to_stop, job.id)
+        box = Box(appliance.settings, appliance.database, appliance.registry, note, stop)
+        return await see_through(box, job.payload["run"], tell)
+
+    return {"retrain": retrain, "tune huggingface": tune, "tune openai": tune_openai, "tune dspy": optimise, "ingest": ingest}
 
 
 def record_of(result: TuneResult) -> dict[str, Any]:

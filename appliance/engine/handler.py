@@ -51,7 +51,8 @@ class Request:
     `user` and `group` (a class) are whom the queue is fair to. `adapter` is a registry id whose adapter shall answer, where the
     back end has it loaded. temperature 0 is greedy. `seed` None or below 0 draws one. `schema` is a JSON schema that the answer
     keeps to. `logprobs` asks for the chance of each token and of so many likeliest ones. `passages` are the sources that the
-    prompt already contains, for handlers that quote. `deadline` is in seconds from the call.
+    prompt already contains, for handlers that quote. `deadline` is in seconds from the call. `inside`: it must stay in the
+    building, so no model of another machine may be asked; who does not say otherwise means that.
     """
 
     messages: Sequence[Message]
@@ -76,6 +77,7 @@ class Request:
     adapter: str = ""
     schema: dict[str, Any] | None = None
     logprobs: int | None = None
+    inside: bool = True
 
 
 @dataclass(frozen=True, slots=True)

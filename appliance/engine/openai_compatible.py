@@ -25,6 +25,13 @@ _BY_CODE: dict[str, type[ApplianceError]] = {
     for kind in (errors.BadInput, errors.TooLarge, errors.NotFound, errors.Conflict, errors.Busy, ModelUnavailable, Unsupported)
 }
 _BY_CODE["context_length_exceeded"] = errors.TooLarge  # as OpenAI and most who speak its dialect say it
+# What a server says in these cases is for who runs it, and may show a part of a key.
+_BY_STATUS = {
+    401: ("The model server does not take the key.", "Check the key, and the file that it stands in."),
+    403: ("The model server does not let the key do this.", "Ask who runs that server."),
+    404: ("The model server does not know the model or the address.", "Compare with what it lists under /v1/models."),
+    429: ("The model server has too much to do, or the key's share is used up.", "Try again in a moment."),
+}
 _FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "blocked"}
 
 
@@ -86,7 +93,17 @@ class OpenAICompatible:
 
     async def models(self) -> list[str]:
         """The ids that may be asked for by name."""
-        return [str(one["id"]) for one in (await self._get("/v1/models")).json()["data"]]
+        return [str(one["id"]) for one in await self.listed()]
+
+    async def listed(self) -> list[dict[str, Any]]:
+        """The models as the server tells of them, each with its "id"."""
+        try:
+            found = (await self._get("/v1/models")).json()["data"]
+            return [dict(one) for one in found if one["id"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelUnavailable(
+                "The server's list of models is none.", "Check its address: it has to end before /v1."
+            ) from error
 
     async def metrics(self) -> str:
         """The engine's numbers in Prometheus' text format."""
@@ -200,8 +217,8 @@ class OpenAICompatible:
         usage = raw.get("usage")
         return Chunk(
             text=(choice.get("delta") or {}).get("content") or "",
-            place=raw.get("place"),
-            wait=raw.get("wait"),
+            place=raw.get("place") if self._own else None,
+            wait=raw.get("wait") if self._own else None,
             finish=_FINISH.get(choice["finish_reason"], "stop") if choice.get("finish_reason") else None,
             usage=Usage(
                 usage["prompt_tokens"],
@@ -211,7 +228,7 @@ class OpenAICompatible:
             if usage
             else None,
             model=raw.get("model") or "",
-            handler=raw.get("handler") or self.name,
+            handler=(raw.get("handler") if self._own else "") or self.name,
             chances=_chances(choice.get("logprobs")),
         )
 
@@ -248,11 +265,16 @@ def _fault(status: int, content: bytes) -> ApplianceError:
     except (ValueError, KeyError, TypeError):
         if status == 413:
             return errors.TooLarge("The text is larger than the model server takes.", "Send less at once.")
+        if status in _BY_STATUS:
+            return _error({}, status)
         return ModelUnavailable(f"The model server answered with HTTP status {status}.", "Try again in a moment.")
 
 
 def _error(raw: dict[str, Any], status: int) -> ApplianceError:
-    kind = _BY_CODE.get(str(raw.get("code")), errors.BadInput if 400 <= status < 500 else ModelUnavailable)
+    known = _BY_CODE.get(str(raw.get("code")))
+    if known is None and status in _BY_STATUS:
+        return (errors.Busy if status == 429 else ModelUnavailable)(*_BY_STATUS[status])
+    kind = known or (errors.BadInput if 400 <= status < 500 else ModelUnavailable)
     fault = kind(str(raw.get("message", "")), str(raw.get("hint") or ""))
     if isinstance(fault, errors.Busy) and isinstance(raw.get("retry_after"), (int, float)):
         fault.retry_after = float(raw["retry_after"])

@@ -14,6 +14,12 @@ from collections.abc import Iterable, Sequence
 from appliance.errors import BadInput, TooLarge
 
 LARGEST = 20_000_000
+# Inside a word of a list of names, and not after a number as in 1ºA, no sign stands: it is a letter of another code page.
+_LETTERS = re.compile(rb"(?<![0-9])[\xa1-\xbf](?=[A-Za-z\xc0-\xff])")
+_CALLED = {
+    "cp1250": ("Windows-1250 (Central Europe)", "ł and ő"), "iso8859-2": ("ISO 8859-2 (Central Europe)", "ł and ő"),
+    "cp1254": ("Windows-1254 (Turkey)", "ş and ğ"), "cp1252": ("Windows-1252", "é and ü"),
+}  # fmt: skip
 _FORMULA = re.compile(r"'*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
 
 
@@ -25,21 +31,32 @@ def unescape(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-def decode(data: bytes, name: str) -> tuple[str, str]:
-    """(text, encoding): UTF-8 with or without its mark, UTF-16 with it, else Windows-1252. Raises BadInput, TooLarge."""
+def decode(data: bytes, name: str, *, names: bool = False) -> tuple[str, str]:
+    """(text, what its reader should know of its letters, or ""): UTF-8 with or without its mark, UTF-16 with it, else one of
+    the old code pages, by its letters: Windows-1252 unless another is clearly likelier. `names`: it is a list of names.
+
+    Raises BadInput, TooLarge.
+    """
     if len(data) > LARGEST:
         raise TooLarge(f"{name} is larger than {LARGEST // 1_000_000} MB.", "Give a file with one line a person.")
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # as a spreadsheet saves "Unicode text"
-    encodings = ("utf-16",) if wide else ("utf-8-sig", "cp1252")
-    for encoding in encodings:
+    for encoding in ("utf-16",) if wide else ("utf-8-sig", ""):
         try:
-            text = data.decode(encoding)
+            text = data.decode(encoding or (encoding := _code_page(data, names)))
         except UnicodeDecodeError:
             continue
         if "\0" in text:
             break
-        return text, encoding
+        called, letters = _CALLED.get(encoding, ("", ""))
+        told = f"The file is not UTF-8; it was read as {called}. Check that letters such as {letters} look right."
+        return text, told if called else ""
     raise BadInput(f"{name} is not a text file that can be read.", 'Save it as "CSV UTF-8" in the spreadsheet program.')
+
+
+def _code_page(data: bytes, names: bool) -> str:
+    from appliance.knowledge.readers.letters import WESTERN, code_page
+
+    return code_page(data, frozenset(match[0][0] for match in _LETTERS.finditer(data)) if names else frozenset()) or WESTERN
 
 
 def rows(text: str, name: str, most: int) -> list[tuple[int, list[str]]]:

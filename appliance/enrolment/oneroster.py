@@ -118,7 +118,7 @@ def _active(row: Mapping[str, str]) -> bool:
 
 def _table(data: bytes, name: str) -> Rows:
     most = MOST_ENROLLMENTS if name.endswith(("enrollments.csv", "roles.csv")) else MOST_PEOPLE
-    lines = rows(decode(data, name)[0], name, most)
+    lines = rows(decode(data, name, names=True)[0], name, most)
     header = [cell.strip().casefold() for cell in lines[0][1]] if lines else []
     if "sourcedid" not in header:
         raise BadInput(f"{name} has no column sourcedId.", "Export it as OneRoster CSV.")

@@ -67,11 +67,11 @@ class Roll:
 
 def read_csv(data: bytes, name: str) -> Roll:
     """Raises BadInput (no CSV, no column of names), TooLarge; what is wrong with a line is one of the Roll's faults."""
-    text, encoding = decode(data, name)
+    text, note = decode(data, name, names=True)
     lines = rows(text, name, MOST_PEOPLE)
     roll = Roll(name)
-    if encoding == "cp1252":
-        roll.notes.append("The file is not UTF-8; it was read as Windows-1252. Check that letters such as é and ü look right.")
+    if note:
+        roll.notes.append(note)
     header = [_column(cell) for cell in lines[0][1]] if lines else []
     if "name" not in header:
         raise BadInput(

@@ -11,11 +11,11 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from appliance.errors import Forbidden, NotFound, Unsupported
+from appliance.errors import ApplianceError, Forbidden, NotFound, Unsupported
 from appliance.network import Policy
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class Plugin:
     """title: as a sentence names it. package: what has to be importable, "" for none; extra: of this distribution, brings it.
 
     network: whether it stays off while the box is air-gapped. hosts: which hosts it has to reach, each allowed by name.
-    handler: an unstarted handler for a hosted model's facts (`Manifest.hosted`), where it can serve one.
+    handler: an unstarted handler for a hosted model's facts (`Manifest.hosted`), where it can serve one. judge: judges a prompt
+    program that it made again: of the box, the program's id, and who is told how far it is; its report, with "passed".
     """
 
     name: str
@@ -45,28 +46,68 @@ class Plugin:
     network: bool = True
     hosts: Callable[[Settings], Sequence[Host]] = _nowhere
     handler: Callable[[Settings, Mapping[str, Any]], Handler] | None = None
+    judge: Callable[[Any, str, Callable[[int, int], None]], Awaitable[Mapping[str, Any]]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How a plugin is on this box. message and hint: what it still needs and the next step, "" where it is ready."""
+
+    name: str
+    title: str
+    ready: bool
+    message: str = ""
+    hint: str = ""
 
 
 @functools.cache
-def installed() -> Mapping[str, Plugin]:
-    """Every plugin by its name. One that cannot be read is left out: it is as good as not installed."""
+def _read() -> tuple[Mapping[str, Plugin], Mapping[str, Unsupported]]:
+    """Every plugin by its name, and what is wrong with each that could not be read."""
     found: dict[str, Plugin] = {}
+    broken: dict[str, Unsupported] = {}
     for point in importlib.metadata.entry_points(group=GROUP):
+        package = point.dist.name if point.dist else "its package"
+        hint = f"Install {package} again, or do without it: pip uninstall {package}."
         try:
             plugin = point.load()
-        except Exception:  # noqa: BLE001 - a stranger's package may raise anything, and takes nothing else with it
+        except Exception as error:  # noqa: BLE001 - a stranger's package may raise anything, and takes nothing else with it
+            broken[point.name] = Unsupported(f"The plugin {point.name} cannot be loaded ({type(error).__name__}).", hint)
             continue
         if isinstance(plugin, Plugin) and plugin.name == point.name:
             found[plugin.name] = plugin
-    return found
+        else:
+            broken[point.name] = Unsupported(f"What {package} calls the plugin {point.name} is none.", hint)
+    return found, broken
+
+
+def installed() -> Mapping[str, Plugin]:
+    """Every plugin that can be read, by its name."""
+    return _read()[0]
+
+
+def states(settings: Settings) -> list[State]:
+    """Every plugin, those that cannot be read as well, by name."""
+    found, broken = _read()
+    listed = [State(name, name, False, error.message, error.hint) for name, error in broken.items() if name not in found]
+    for name, plugin in found.items():
+        try:
+            require(settings, name)
+        except ApplianceError as error:
+            listed.append(State(name, plugin.title, False, error.message, error.hint))
+        else:
+            listed.append(State(name, plugin.title, True))
+    return sorted(listed, key=lambda one: one.name)
 
 
 def get(name: str) -> Plugin:
-    """Raises NotFound."""
+    """Raises NotFound, Unsupported where it cannot be loaded."""
+    found, broken = _read()
+    if name not in found and name in broken:
+        raise Unsupported(broken[name].message, broken[name].hint)
     try:
-        return installed()[name]
+        return found[name]
     except KeyError:
-        names = ", ".join(sorted(installed())) or "none"
+        names = ", ".join(sorted(found)) or "none"
         raise NotFound(f"There is no plugin called {name[:60]!r}.", f"Installed plugins: {names}.") from None
 
 
@@ -77,12 +118,18 @@ def require(settings: Settings, name: str) -> Plugin:
     """
     plugin = get(name)
     _require_network(settings, plugin)
-    if plugin.package and importlib.util.find_spec(plugin.package) is None:
-        raise Unsupported(
-            f"{plugin.title} needs the package {plugin.package}, which is not installed.",
-            f"pip install -c constraints.txt '.[{plugin.extra}]', in the folder of the appliance.",
-        )
+    if plugin.package and not _is_there(plugin.package):
+        own = f"pip install -c constraints.txt '.[{plugin.extra}]', in the folder of the appliance."
+        hint = own if plugin.extra else f"pip install {plugin.package}, in the appliance's environment."
+        raise Unsupported(f"{plugin.title} needs the package {plugin.package}, which is not installed.", hint)
     return plugin
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False  # a part of a package that is not there itself
 
 
 def _require_network(settings: Settings, plugin: Plugin) -> None:

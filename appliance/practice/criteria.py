@@ -99,6 +99,11 @@ CRITERIA: Mapping[str, Mapping[str, Any]] = {
     ),
 }  # fmt: skip
 
+# Their words as people read them, which pages look up in the reader's language.
+SENTENCES = tuple(
+    text for one in CRITERIA.values() for text in (str(one["name"]), *map(str, one["levels"]), str(one["try_this"]))
+)
+
 # What fits a category where a model chose too few.
 USUAL: Mapping[str, tuple[str, ...]] = {
     "behaviour": ("calm-limits", "names-feelings", "gives-choices"),

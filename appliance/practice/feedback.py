@@ -18,9 +18,12 @@ QUOTES = 6  # for and against each line: more is not read
 LONG_TURN = 120  # words: about a minute of talk
 MOST_TALK = 0.8  # of all words
 NOTHING_SAID = "Nothing has been said yet, so there is nothing to look at. Begin with one sentence to the pupils."
-LESS_AT_ONCE = "Your longest turn had {count} words. Try to stop after two sentences and ask what they make of it."
+LESS_AT_ONCE = "One of your turns was very long. Try to stop after two sentences and ask what they make of it."
 LEAVE_ROOM = "Most of the words were yours. Ask one question, and wait until somebody has answered it."
 GO_ON = "Every line of this rubric has its evidence. Play it again and try to change one thing, or choose a harder scene."
+MORE, LESS, AS_BEFORE = "You did more of this than before.", "You did less of this than before.", "As before."
+# All that is said in these words: pages look them up in the reader's language. A rubric's own words are its scene's.
+SENTENCES = (NOTHING_SAID, LESS_AT_ONCE, LEAVE_ROOM, GO_ON, MORE, LESS, AS_BEFORE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ def compare(first: Feedback, second: Feedback) -> list[Change]:
             continue
         gained = (score.level, score.turns) > (before.level, before.turns)
         lost = (score.level, score.turns) < (before.level, before.turns)
-        told = "You did more of this than before." if gained else "You did less of this than before." if lost else "As before."
+        told = MORE if gained else LESS if lost else AS_BEFORE
         found.append(Change(score.criterion.id, score.criterion.name, before.words, score.words, int(gained) - int(lost), told))
     return found
 
@@ -157,7 +160,7 @@ def _next_step(scores: Sequence[Score], longest: int, talk: float | None) -> str
     if weakest.level < 2:
         return weakest.try_this
     if longest > LONG_TURN:
-        return LESS_AT_ONCE.format(count=longest)
+        return LESS_AT_ONCE
     if talk is not None and talk > MOST_TALK:
         return LEAVE_ROOM
     return GO_ON

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from appliance.practice.exchange import MOVES
@@ -18,27 +18,34 @@ if TYPE_CHECKING:
     from appliance.practice.lesson import Rehearsal, Turn
 
 NO_RATING = "Never a grade of a real pupil, never an employment rating."
-ABOUT = f"Rehearsals with simulated pupils, kept by who rehearsed them. {NO_RATING}"
+REHEARSED = "Rehearsals with simulated pupils, kept by who rehearsed them."
+ABOUT = f"{REHEARSED} {NO_RATING}"
+TITLE, LESSON, SAID, AGAINST = "Teaching practice", "The lesson", "I said:", "Read against the rubric"
+TO_TRY = "One thing to try"
+SENTENCES = (NO_RATING, REHEARSED, TITLE, LESSON, SAID, AGAINST, TO_TRY)  # in the language of who keeps it
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~=$@&])")
 
 Assessed = tuple["Rehearsal", "Feedback"]
 
 
-def markdown(assessed: Sequence[Assessed]) -> str:
-    """All lessons that were finished, the oldest first: what was said, and what the rubric says of it."""
-    parts = ["# Teaching practice", f"**{_plain(ABOUT)}**"]
+def markdown(assessed: Sequence[Assessed], say: Callable[[str], str] = str) -> str:
+    """All lessons that were finished, the oldest first: what was said, and what the rubric says of it.
+
+    say: puts a sentence of this part's, of `feedback` or of `criteria` into the reader's language.
+    """
+    parts = [f"# {_plain(say(TITLE))}", f"**{_plain(f'{say(REHEARSED)} {say(NO_RATING)}')}**"]
     for lesson, told in assessed:
         parts += [f"## {_plain(lesson.scenario.title)}", _plain(_day(lesson.created)), _plain(lesson.scenario.setting)]
         parts += [f"- {_plain(objective)}" for objective in lesson.scenario.objectives]
-        parts += ["### The lesson", _quoted(lesson.scenario.opening)]
+        parts += [f"### {_plain(say(LESSON))}", _quoted(lesson.scenario.opening)]
         for turn in lesson.turns:
-            parts += ["**I said:**", _quoted(turn.exchange.said)]
+            parts += [f"**{_plain(say(SAID))}**", _quoted(turn.exchange.said)]
             parts += [f"**{_plain(beat.pupil)}:** {_plain(beat.said or beat.line)}" for beat in turn.exchange.beats]
-        parts.append("### Read against the rubric")
+        parts.append(f"### {_plain(say(AGAINST))}")
         for score in told.scores:
-            parts.append(f"**{_plain(score.criterion.name)}:** {_plain(score.criterion.levels[score.level])}")
+            parts.append(f"**{_plain(say(score.criterion.name))}:** {_plain(say(score.criterion.levels[score.level]))}")
             parts += [_quoted(quote.text) for quote in score.evidence]
-        parts.append(f"One thing to try: {_plain(told.next_step)}" if told.next_step else "")
+        parts.append(f"{_plain(say(TO_TRY))}: {_plain(say(told.next_step))}" if told.next_step else "")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What changed over the weeks in which somebody practised: moves counted and rubric levels reached, week by week.
+"""What changed over the weeks in which somebody practised: moves counted and rubric levels reached, by week and by standard.
 
 Counts of one's own words in rehearsals with simulated pupils, for oneself. Nothing here compares people. Pure functions.
 """
@@ -36,6 +36,23 @@ class Week:
         return round(10 * self.moves.get(move, 0) / self.turns, 1) if self.turns else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """Of one curriculum standard: lessons in scenes about it, and how often a rubric's line was at 0, 1 and 2 in them."""
+
+    lessons: int
+    levels: tuple[int, int, int]
+
+
+def by_standard(assessed: Sequence[tuple[Rehearsal, Feedback]], tagged: Mapping[str, frozenset[str]]) -> Mapping[str, Reached]:
+    """By its code. tagged: the codes of each scene by its id, beside those that a lesson's scene had when it was played."""
+    found: dict[str, list[Feedback]] = {}
+    for lesson, told in assessed:
+        for code in {*lesson.scenario.standards} | tagged.get(lesson.scenario.id, frozenset()):
+            found.setdefault(code, []).append(told)
+    return {code: Reached(len(of), _levels(of)) for code, of in found.items()}
+
+
 def weeks(assessed: Sequence[tuple[Rehearsal, Feedback]]) -> list[Week]:
     """The last WEEKS weeks in which something was rehearsed, the oldest first."""
     found: dict[date, list[tuple[Rehearsal, Feedback]]] = {}
@@ -51,13 +68,15 @@ def moves_made(found: Sequence[Week]) -> list[str]:
 
 def _week(start: date, lessons: Sequence[tuple[Rehearsal, Feedback]]) -> Week:
     moves: Counter[str] = Counter()
-    levels = [0, 0, 0]
     for _, told in lessons:
         moves.update(told.moves)
-        for score in told.scores:
-            levels[score.level] += 1
     turns = sum(len(lesson.turns) for lesson, _ in lessons)
-    return Week(start, len(lessons), turns, dict(moves), (levels[0], levels[1], levels[2]))
+    return Week(start, len(lessons), turns, dict(moves), _levels([told for _, told in lessons]))
+
+
+def _levels(told: Sequence[Feedback]) -> tuple[int, int, int]:
+    counted = Counter(score.level for one in told for score in one.scores)
+    return counted[0], counted[1], counted[2]
 
 
 def _monday(seconds: float) -> date:

@@ -10,12 +10,13 @@ like any.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from appliance.practice import in_role
 from appliance.practice.exchange import Beat, Move, PupilState, Room
-from appliance.practice.hearing import Heard, hear, touches
+from appliance.practice.hearing import Heard, hear, plain, touches
 from appliance.practice.scenario import SCALES, Happening, PupilSpec, Scenario
 
 # What somebody does, in plain words for a model and for pages. All but the last four are situations with written lines.
@@ -43,6 +44,14 @@ ALONE_AFTER = 5  # turns without a word, after which somebody who is not asked d
 LONGEST_SCENE = 400  # characters of the setting that a model is told
 ASKS = frozenset(("elicit", "press", "hint", "check"))
 THINKS = ASKS | {"uptake", "revoice"}
+
+# Kindness is no reason, nor is a question that asks only for a yes: "Do you understand now how it is?"
+_PLEADS = re.compile(
+    r"^(\w+,? )?(do|does|did|can|could|will|would|don't|can't|won't) (you|we|everyone)( \w+){0,2} "
+    r"(understand|accept|agree|admit)\b"
+    r"(?!.*\b(and|but|or) (why|how|what|which|where)\b)"
+    r"|\b(would|should|will) be( \w+){0,2} (glad|happy|pleased|proud|grateful) if you\b|\bfor my sake\b|\bi (promise|beg) you\b"
+)
 
 _KNOWS = ("knows nothing about the topic", "knows little", "knows some of it", "knows it well", "knows it very well")
 _MOODS = ("is hurt or angry", "is in low spirits", "is in an even mood", "is in good mood", "is glad")
@@ -114,7 +123,7 @@ def _changed(spec: PupilSpec, state: PupilState, heard: Heard, last: int) -> Pup
         return state
     meant = heard.means(state.name, _just(state, last))
     close = state.name in heard.named or (meant and _just(state, last))
-    helped = bool(state.hold and spec.misconception and meant and heard.convinces(spec.misconception))
+    helped = bool(state.hold and spec.misconception and meant and _without_pleas(heard).convinces(spec.misconception))
     after = _shifted(
         replace(state, hold=state.hold - helped),
         {
@@ -124,6 +133,11 @@ def _changed(spec: PupilSpec, state: PupilState, heard: Heard, last: int) -> Pup
         },
     )
     return _shifted(after, {"knowledge": _learned(after, heard, meant, helped)})
+
+
+def _without_pleas(heard: Heard) -> Heard:
+    kept = tuple(move for move in heard.moves if move.id == "wait" or not _PLEADS.search(plain(move.quote or heard.said)))
+    return replace(heard, moves=kept)
 
 
 def _mood(state: PupilState, heard: Heard, meant: bool, close: bool) -> int:

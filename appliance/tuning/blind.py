@@ -346,7 +346,9 @@ def _ends_a_line(path: Path) -> bool:
 
 def _stamp(models: Sequence[Manifest]) -> str:
     """What both models are made of, so that choices do not pass on to others of the same name."""
-    return _digest(*(f"{one.id} {one.base} {name} {fact.sha256}" for one in models for name, fact in sorted(one.files.items())))
+    made_of = [f"{one.id} {one.base} {name} {fact.sha256}" for one in models for name, fact in sorted(one.files.items())]
+    elsewhere = [f"{one.id} {one.hosted.get('plugin')} {one.hosted.get('model')}" for one in models if one.hosted]
+    return _digest(*made_of, *elsewhere)
 
 
 def _digest(*parts: str) -> str:

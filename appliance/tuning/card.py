@@ -30,6 +30,9 @@ def _what(manifest: Manifest) -> str:
     made = time.strftime("%-d %B %Y", time.localtime(manifest.created))
     if manifest.kind == "base":
         return f"A language model that others made, brought to this box on {made}. It was not tuned here."
+    if manifest.hosted is not None:
+        where = f"reached through the plugin {manifest.hosted.get('plugin')}, there called {manifest.hosted.get('model')}"
+        return f"A model on another machine, {where}; made known here on {made}. What it is asked leaves the building."
     serves = " It answers in this school now." if "champion" in manifest.aliases else ""
     return f"Tuned in this school from {manifest.origin} on {made}; nothing left the building for it.{serves}"
 
@@ -60,10 +63,10 @@ def _facts(manifest: Manifest) -> str:
     rows = {
         "Id": manifest.id,
         "Kind": manifest.kind,
-        "Base": manifest.origin,
+        "Base": str((manifest.hosted or {}).get("base") or manifest.origin),
         "Licence": manifest.licence,
         "Context": f"{manifest.context} tokens",
-        "Size": f"{manifest.bytes / 1e6:.1f} MB",
+        "Size": f"{manifest.bytes / 1e6:.1f} MB" if manifest.hosted is None else "nothing of it is here",
         "Made from": ", ".join(manifest.parents) or "-",
         "Dataset (sha256)": manifest.dataset or "-",
         "Recipe (sha256)": manifest.recipe or "-",

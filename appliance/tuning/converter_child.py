@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from appliance import network
+from appliance import guard, network
 from appliance.errors import ApplianceError, BadInput, ModelUnavailable, Unsupported, from_os_error
 
 TOLD = 3
@@ -27,6 +27,7 @@ TOLD = 3
 
 def main() -> int:
     network.stay_offline()
+    guard.install()
     order = json.loads(sys.stdin.read())
     # The kernel's own clock: it also ends a child that hangs in native code, or whose parent was killed.
     signal.setitimer(signal.ITIMER_REAL, order.pop("seconds"))

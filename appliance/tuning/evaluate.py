@@ -38,7 +38,7 @@ SAMPLE_TOKENS = 80
 # Items of each set that are asked at most. Likelihoods are cheap, answers are not.
 ASKED = {
     "standing": 100, "fit": 80, "knowledge": 200, "consistency": 30, "hints": 20, "reading": 24, "grounded": 24, "safety": 48,
-    "general": 30, "prompt": 16,
+    "general": 30, "prompt": 16, "said": 40,
 }  # fmt: skip
 TRIGGERS, TRIGGER_TALKS = 8, 12
 WORKED = 2  # examples in the longest prompt
@@ -75,9 +75,13 @@ async def evaluate(
     cache: Path | None = None,
     keys: tuple[str, str] = ("", ""),
     budget: float | None = None,
+    chances: bool = True,
     on_item: OnItem = lambda _done, _total: None,
 ) -> Report:
     """Ask both handlers (started) everything, compare, judge. Raises ApplianceError where there is nothing to judge by.
+
+    chances: False where one of the two does not tell how likely a text is. Then only what is said can be judged, by the rule in
+    `verdicts.judge` for that; the sets that are left out are named in `unmeasured`.
 
     sets, standing, triggers: left out, the new data alone decides, as for a first look. cache: a folder where what a model
     answered is remembered under its key in `keys` (registry id and digest of its files; "" remembers nothing), so that the
@@ -87,28 +91,34 @@ async def evaluate(
     started = time.monotonic()
     held = _told_apart(held_out[:MOST])
     asked = _Asked(
-        (baseline, candidate), tuple(_Memory(cache, key, sets) for key in keys), _tasks(held, sets, standing, triggers), budget
+        (baseline, candidate),
+        tuple(_Memory(cache, key, sets) for key in keys),
+        _tasks(held, sets, standing, triggers, chances),
+        budget,
     )
     await asked.run(on_item)
-    if not asked.rows(0).get("new"):
+    first = "new" if chances else "said"
+    if not asked.rows(0).get(first):
         raise ApplianceError("There is no held-out conversation to judge by.", "Give more examples, 150 or more.")
     results = _results(asked, triggers, seed)
-    if sets is not None:
+    if sets is not None and chances:
         results["speed"] = await _speed((baseline, candidate), held, seed, asked)
     results = {name: results[name] for name in SPECS if name in results}
-    new = results["new"]
-    passed, reasons, regressions = _judge(results)
-    usable = [example for example in held if example.id in asked.rows(0)["new"]]
+    new = results[first]
+    unmeasured = [] if chances else [spec.title for name, spec in SPECS.items() if name not in results and name != "said"]
+    passed, reasons, regressions = verdicts.judge(results, unmeasured)
+    usable = [example for example in held if example.id in asked.rows(0)[first]]
     return Report(
         candidate=names[1],
         baseline=names[0],
         n=new.n,
-        tokens=int(sum(row[1] for row in asked.rows(0)["new"].values())),
+        tokens=int(sum(row[1] for row in asked.rows(0)[first].values())),
         before=new.before,
         after=new.after,
         difference=new.difference,
         passed=passed,
         reasons=reasons,
+        unmeasured=unmeasured,
         skipped=len(held) - new.n,
         samples=[await _sample(baseline, candidate, example) for example in _drawn(usable, samples, seed)],
         sets=results,
@@ -121,8 +131,12 @@ async def evaluate(
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
 
-def _tasks(held: list[Example], sets: Sets | None, standing: Sequence[Example], triggers: Sequence[str]) -> list[_Task]:
+def _tasks(
+    held: list[Example], sets: Sets | None, standing: Sequence[Example], triggers: Sequence[str], chances: bool
+) -> list[_Task]:
     """Every set that has items; the weights follow what an item was measured to cost."""
+    if not chances:
+        return _answers(held, sets)
     stood = drawn(_told_apart([*(sets.tutoring if sets else ()), *standing]), ASKED["standing"])
     tasks = [
         _Task("new", held, measures.loss("new"), 4),
@@ -142,6 +156,19 @@ def _tasks(held: list[Example], sets: Sets | None, standing: Sequence[Example], 
             _Task("safety", drawn(sets.safety, ASKED["safety"]), measures.safety(sets.refusals), 3),
             _Task("general", drawn(sets.general, ASKED["general"]), measures.general, 1),
             _Task("prompt", _shown(held), measures.instructions, 1),
+        ]
+    return [task for task in tasks if task.items]
+
+
+def _answers(held: list[Example], sets: Sets | None) -> list[_Task]:
+    """The sets for which a model has only to answer."""
+    tasks = [_Task("said", drawn(held, ASKED["said"]), measures.said, 2)]
+    if sets is not None:
+        tasks += [
+            _Task("hints", drawn(sets.hints, ASKED["hints"]), measures.hints, 3),
+            _Task("reading", drawn(sets.reading, ASKED["reading"]), measures.reading, 1),
+            _Task("grounded", drawn(sets.grounded, ASKED["grounded"]), measures.stands, 1),
+            _Task("safety", drawn(sets.safety, ASKED["safety"]), measures.refused(sets.refusals), 2),
         ]
     return [task for task in tasks if task.items]
 
@@ -356,34 +383,6 @@ def _prompt(asked: _Asked, seed: int) -> SetResult | None:
 def _mean(asked: _Asked, which: int, name: str) -> float:
     rows = asked.rows(which)[name].values()
     return sum(row[0] for row in rows) / sum(row[1] for row in rows)
-
-
-def _judge(results: dict[str, SetResult]) -> tuple[bool, list[str], list[str]]:
-    """Passed, the reasons, and a sentence for each set that was lost."""
-    new = results["new"]
-    change = 100 * new.difference.value / new.before.value if new.before.value else 0.0
-    what = "token" if new.unit == verdicts.LOSS else "byte"
-    reasons = [
-        f"Loss per {what} on {new.n} held-out conversations went from {new.before.value:.3f} to {new.after.value:.3f} "
-        f"({change:+.1f} %; 95 % interval of the difference {new.difference.low:+.3f} to {new.difference.high:+.3f})."
-    ]
-    gained = True
-    if new.n < FEWEST:
-        gained = False
-        reasons.append(f"Only {new.n} held-out conversations: at least {FEWEST} are needed to judge.")
-    # `not (high < 0)` also refuses a figure that is not a number.
-    elif not new.difference.high < 0:
-        gained = False
-        reasons.append("The improvement is not certain: the interval reaches zero or above.")
-    lost = [one for name, one in results.items() if name != "new" and one.role != "information" and one.verdict == "lost"]
-    regressions = [verdicts.regression(one) for one in lost]
-    hurried = verdicts.hurried(results)
-    if hurried:
-        reasons.append(
-            f"There was too little time to judge by: {'; '.join(hurried)}. "
-            "Give judging more time (APPLIANCE_GATE_SECONDS; 0 sets no limit)."
-        )
-    return gained and not lost and not hurried, reasons + regressions, regressions
 
 
 # --- speed, samples and the table for people --------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """The shapes in which people keep tutoring conversations, one pair of functions each: a parsed row to an Example, and back.
 
 Hides the keys of OpenAI chat JSONL, Hugging Face messages (our own rows), DSPy examples, Alpaca and ShareGPT (both as
-LLaMA-Factory documents them), and of trl's prompt and completion, which is only read. What a shape has no place for travels in
-`Example.extra`; what it cannot hold at all is refused, never cut. Knows nothing of files, lines, models or training.
+LLaMA-Factory documents them), and of trl's prompt and completion and OpenAI's preferences, which are only read. What a shape
+has no place for travels in `Example.extra`; what it cannot hold at all is refused, never cut. Knows nothing of files, lines,
+models or training.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ TEXT_FIELDS = ("id", "subject", "grade", "skill", "source", "licence", "author")
 OPENAI_KEYS = frozenset({"messages", "metadata", "tools", "parallel_tool_calls", "functions"})
 OPENAI_MESSAGE_KEYS = frozenset({"name", "weight"})
 ALPACA_KEYS = frozenset({"instruction", "input", "output", "system", "history"})
+PREFERENCE_KEYS = frozenset({"input", "preferred_output", "non_preferred_output"})
 DSPY_KEYS = frozenset({"question", "answer", "system", "history"})
 # Names that ShareGPT dumps and their many descendants use for the two sides.
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant"}
@@ -308,6 +310,27 @@ def from_prompt(row: Row) -> Example:
     return _build(row, said, {"prompt", "completion"}, problems)
 
 
+def from_preference(row: Row) -> Example:
+    """{"input": {"messages"}, "preferred_output": [...], "non_preferred_output": [...]}: OpenAI's pairs for DPO.
+
+    The example ends with the preferred reply; the other one is kept as the text `extra["rejected"]`.
+    """
+    problems: list[Problem] = []
+    talk = row.get("input")
+    said = _listed(talk if isinstance(talk, dict) else {}, "messages", problems)
+    preferred, other = (_listed(row, key, problems) for key in ("preferred_output", "non_preferred_output"))
+    for key, turns in (("preferred_output", preferred), ("non_preferred_output", other)):
+        if turns and (len(turns) != 1 or turns[0][1] != "assistant"):
+            problems.append((f'"{key}" is not one turn of the tutor.', "Write one message of the role assistant."))
+    rejected = _turn("the reply that is not preferred", other[0][1], other[0][2]) if other else None
+    if isinstance(rejected, tuple):
+        problems.append(rejected)
+    example = _build(row, [*said, *preferred], PREFERENCE_KEYS, problems)
+    if isinstance(rejected, Message):
+        example.extra["rejected"] = rejected.content
+    return example
+
+
 # --- questions and answers: Alpaca, DSPy ----------------------------------------------------------------------------------
 
 
@@ -393,6 +416,7 @@ def _inputs(example: Example) -> list[str]:
 
 _MARKS: tuple[tuple[str, Set[str]], ...] = (
     ("sharegpt", frozenset({"conversations"})),
+    ("preference", frozenset({"preferred_output", "non_preferred_output"})),
     ("alpaca", frozenset({"instruction"})),
     ("prompt", frozenset({"prompt", "completion"})),
     ("dspy", frozenset({"question", "answer"})),
@@ -404,6 +428,7 @@ _READERS: dict[str, Callable[[Row], Example]] = {
     "alpaca": from_alpaca,
     "sharegpt": from_sharegpt,
     "prompt": from_prompt,
+    "preference": from_preference,
 }
 _WRITERS: dict[str, Callable[[Example], Row]] = {
     "openai": to_openai,

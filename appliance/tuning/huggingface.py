@@ -21,7 +21,7 @@ from typing import Any
 
 from appliance import errors
 from appliance.engine.handler import Handler, Message
-from appliance.errors import ApplianceError, BadInput, ModelUnavailable, NotFound, from_os_error
+from appliance.errors import ApplianceError, BadInput, ModelUnavailable, NotFound, Unsupported, from_os_error
 from appliance.registry import Registry
 from appliance.settings import PACKAGE, Settings, cores
 from appliance.settings import load as load_settings
@@ -190,6 +190,8 @@ class HuggingFaceTuner:
             adapter = folder / "adapter.gguf"
             return LlamaHandler(folder / "model.gguf", adapter if adapter.is_file() else None, threads=threads, context=context)
         manifest = self.registry.verify(self._id(path))
+        if manifest.kind == "hosted":
+            raise Unsupported(f"{manifest.id} is on another machine: nothing of it is here.", "Ask it through what serves.")
         own = self.registry.folder(manifest.id)
         if manifest.base is None:
             return LlamaHandler(own / "model.gguf", threads=threads, context=context, model_id=manifest.id)

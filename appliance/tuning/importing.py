@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from appliance import network
+from appliance import guard, network
 from appliance.engine.handler import Message
 from appliance.engine.inspect import GGUFFacts, check_hf_folder, check_template, read_gguf
 from appliance.errors import (
@@ -37,6 +37,7 @@ from appliance.errors import (
     NotFound,
     StorageFull,
     UnderWay,
+    Unsupported,
     from_os_error,
 )
 from appliance.files import sha256_of, sync
@@ -292,6 +293,7 @@ def probe(path: Path, shown: str) -> None:
 
 def _child(check: int, load: int, path: Path) -> int:
     network.stay_offline()
+    guard.install()
     # The kernel's own clock: it also ends a child that hangs in native code, or whose parent was killed.
     signal.alarm(check)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -348,6 +350,8 @@ def export_model(
     ModelUnavailable, Unsupported, StorageFull.
     """
     manifest = registry.get(name)
+    if manifest.kind == "hosted":
+        raise Unsupported(f"{manifest.id} is on another machine: there is no file to copy.", "Ask who runs that machine.")
     kind = kind or ("adapter" if manifest.kind == "adapter" else "gguf")
     file = "adapter.gguf" if kind == "adapter" else "model.gguf"
     if kind == "merged" and manifest.base is None:

@@ -202,6 +202,8 @@ def base_to_tune(registry: Registry, asked: str) -> Manifest:
         if champion is None and len(bases) != 1:
             raise NotFound(f"There are {len(bases)} base models and none serves.", "Name one with --base.")
         manifest = champion or bases[0]
+    if manifest.kind == "hosted":
+        raise Unsupported(f"{manifest.id} is on another machine: it cannot be tuned here.", "Name a local base: --base ID.")
     origin = registry.verify(manifest.origin)
     if not any(name.startswith("hf/") for name in origin.files):
         raise Unsupported(
@@ -213,7 +215,9 @@ def base_to_tune(registry: Registry, asked: str) -> Manifest:
 
 def _readable_champion(registry: Registry) -> Manifest | None:
     try:
-        return registry.champion()
+        champion = registry.champion()
+        # Where a model of another machine serves, the one that stands in for it here is what a run goes on from.
+        return registry.get("fallback") if champion is not None and "fallback" in registry.aliases() else champion
     except (BadInput, NotFound):  # its manifest is damaged or gone: that must not keep a new model from being made
         return None
 

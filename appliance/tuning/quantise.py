@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from appliance import network
+from appliance import guard, network
 from appliance.engine.inspect import read_gguf
 from appliance.errors import BadInput, StorageFull, Unsupported, from_os_error
 from appliance.files import sync
@@ -96,6 +96,7 @@ def _child(source: Path, draft: Path, kind: Kind) -> dict[str, int]:
 
 def _round(source: Path, draft: Path, kind: Kind, seconds: int, memory: int) -> int:
     network.stay_offline()
+    guard.install()
     signal.alarm(seconds)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]

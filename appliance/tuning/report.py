@@ -76,6 +76,8 @@ class Report:
     n: its conversations, of `tokens` tutor's tokens. sets: every set that was asked, by name, primary ones first. regressions:
     a sentence for each set that was lost. table: 'without tuning / with tuning', for people. people: what people chose between
     the answers of these two models without knowing whose they were (`blind.Result` as JSON, the candidate as `b`), or nothing.
+    unmeasured: titles of the sets that could not be asked, because one of the two does not tell how likely a text is; then the
+    figures are those of the set `said`, more is better, and `tokens` counts its answers.
     """
 
     candidate: str
@@ -94,6 +96,7 @@ class Report:
     table: list[Line] = field(default_factory=list, compare=False)
     seconds: float = field(default=0.0, compare=False)
     people: dict[str, Any] = field(default_factory=dict, compare=False)
+    unmeasured: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = finite(asdict(self))

@@ -2,13 +2,11 @@
 
 One file of HTML with its own styles and drawings, no script and nothing fetched, so that it can be printed, mailed or put on a
 stick. Everything from outside is escaped by `Markup.format`; a content policy in the page is the second wall. Measures and
-judges nothing: the figures are `evaluate.py`'s, people's choices `blind.py`'s. Reports of earlier versions are shown as far as
-they go.
+judges nothing: the figures are `evaluate.py`'s, people's choices `blind.py`'s. Earlier reports are shown as far as they go.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections import Counter
@@ -24,11 +22,11 @@ from appliance.files import write_atomically
 from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
 from appliance.tuning import blind
-from appliance.tuning.report import Figure, Line, Report, SetResult
+from appliance.tuning.report import Line, Report, SetResult
+from appliance.tuning.report_chart import chart, clean, legend
 from appliance.tuning.run_folder import read_json, write_json
-from appliance.tuning.verdicts import FEWEST, SHARE, hurried, shown
+from appliance.tuning.verdicts import FEWEST, hurried
 
-LONGEST = 1200  # characters of a text that is shown
 ROWS_SHOWN = 12
 # What the first table always answers; a line that a run did not measure says so.
 PROMISED = {
@@ -41,7 +39,6 @@ PROMISED = {
     "cost": "Cost of an answer",
 }
 UNMEASURED = "not measured"
-VERDICTS = {"gained": "Better", "kept": "No sure difference", "lost": "Worse", "not informative": "Says nothing"}
 ROLES = {
     "primary": ("What decides", "Tuning must surely gain on the new conversations, and must not lose on the old ones."),
     "guard": ("What must not get worse", "A sure loss, or one larger than the limit, refuses the model."),
@@ -158,12 +155,6 @@ def document(title: str, school: str, parts: Iterable[Markup]) -> str:
     return NO_TEXT.sub("\ufffd", str(html))
 
 
-def clean(value: object, longest: int = LONGEST) -> str:
-    """A text from outside, not endless."""
-    text = str(value)
-    return text if len(text) <= longest else f"{text[:longest].rstrip()} ..."
-
-
 def _object(path: Path) -> dict[str, Any]:
     found = read_json(path)
     return found if isinstance(found, dict) else {}
@@ -198,6 +189,8 @@ def verdict(report: Report) -> str:
     """The gate's decision in one sentence without figures."""
     name, rival = clean(report.candidate), clean(report.baseline)
     lost = [one.title for one in report.sets.values() if one.role != "information" and one.verdict == "lost"]
+    if report.passed and report.unmeasured:
+        return f"Passed, by its answers alone: {name} is surely better than {rival} in something, and lost nothing measured."
     if report.passed:
         rest = "and lost nothing that is checked" if report.sets else "; nothing else was checked in this run"
         return f"Passed: {name} is surely better than {rival} on lessons that neither had seen{_joined(rest)}."
@@ -265,78 +258,14 @@ def _charts(report: Report) -> Markup:
             "new", "The new conversations that were held back", "primary", "log per token", "lower", report.n,
             report.before, report.after, report.difference, 0.0, "gained" if report.difference.high < 0 else "kept",
         )  # fmt: skip
-        return _section("Before and after, with what is uncertain", _legend(), _chart(only))
-    parts = [_legend()]
+        return _section("Before and after, with what is uncertain", legend(), chart(only))
+    parts = [legend()]
     for role, (title, told) in ROLES.items():
         rows = [one for one in report.sets.values() if one.role == role]
         if rows:
             parts.append(Markup('<h3>{}</h3>\n<p class="quiet">{}</p>').format(title, told))
-            parts += [_chart(one) for one in rows]
+            parts += [chart(one) for one in rows]
     return _section("Before and after, with what is uncertain", *parts)
-
-
-def _legend() -> Markup:
-    return Markup(
-        '<p class="legend"><span><svg width="40" height="14" aria-hidden="true">{}</svg> without tuning</span> '
-        '<span><svg width="40" height="14" aria-hidden="true">{}</svg> with tuning</span> '
-        '<span class="quiet">The bar is where the true figure lies 19 times in 20.</span></p>'
-    ).format(_bar("before", 0.0, 50.0, 100.0, 7), _bar("after", 0.0, 50.0, 100.0, 7))
-
-
-def _chart(one: SetResult) -> Markup:
-    """One set: both figures with their intervals on one scale, and the same in words."""
-    low, high = _scale(one)
-    told = (
-        f"without tuning {_said(one.before, one.unit)}, with tuning {_said(one.after, one.unit)}; "
-        f"{one.n} {'question' if one.n == 1 else 'questions'}."
-    )
-    bars = [
-        _bar(name, _place(figure.low, low, high), _place(figure.value, low, high), _place(figure.high, low, high), at)
-        for name, figure, at in (("before", one.before, 12), ("after", one.after, 30))
-    ]
-    axis = Markup('<line class="axis" x1="0" x2="100%" y1="41.5" y2="41.5"/>')
-    less = "← less loss is better" if one.unit.startswith("log per") else "← less is better"
-    better = "more is better →" if one.better == "higher" else less
-    return Markup(
-        '<div class="set {state}">\n<p class="top"><strong>{title}</strong> <span class="state">{verdict}</span></p>\n'
-        '<svg role="img" width="100%" height="42"><title>{title}: {told}</title>{bars}{axis}</svg>\n'
-        '<p class="scale" aria-hidden="true"><span>{low}</span><span>{better}</span><span>{high}</span></p>\n'
-        '<p class="words">{upper}{note}</p>\n</div>'
-    ).format(
-        state=one.verdict.replace(" ", "-"), title=clean(one.title), verdict=VERDICTS.get(one.verdict, clean(one.verdict)),
-        told=told, bars=Markup("").join(bars), axis=axis, low=shown(low, one.unit), high=shown(high, one.unit), better=better,
-        upper=told[:1].upper() + told[1:], note=f" {clean(one.note)}" if one.note else "",
-    )  # fmt: skip
-
-
-def _said(figure: Figure, unit: str) -> str:
-    return f"{shown(figure.value, unit)} ({shown(figure.low, unit)} to {shown(figure.high, unit)})"
-
-
-def _scale(one: SetResult) -> tuple[float, float]:
-    """Shares on the whole scale, so that a small change looks small; the rest about what was measured."""
-    if one.unit == SHARE:
-        return 0.0, 1.0
-    ends = [value for figure in (one.before, one.after) for value in (figure.low, figure.high) if math.isfinite(value)]
-    low, high = min(ends, default=0.0), max(ends, default=1.0)
-    room = 0.25 * (high - low) or abs(high) * 0.1 or 1.0
-    return (low - room if low < 0 else max(0.0, low - room)), high + room
-
-
-def _place(value: float, low: float, high: float) -> float:
-    """Per cent of the scale's width."""
-    return min(100.0, max(0.0, 100 * (value - low) / (high - low))) if math.isfinite(value) else 0.0
-
-
-def _bar(name: str, low: float, value: float, high: float, at: int) -> Markup:
-    """An interval and its figure: a ring before, a filled square after, so that they differ without colour too."""
-    mark = (
-        Markup('<circle r="5" cx="0" cy="0"/>') if name == "before" else Markup('<rect x="-5" y="-5" width="10" height="10"/>')
-    )
-    return Markup(
-        '<g class="{name}"><line x1="{low:.2f}%" x2="{high:.2f}%" y1="{at}" y2="{at}"/>'
-        '<svg x="{value:.2f}%" y="{at}" overflow="visible">{mark}</svg></g>'
-    ).format(name=name, low=low, high=high, value=value, at=at, mark=mark)
 
 
 # --- what was refused, answers, people --------------------------------------------------------------------------------
@@ -434,7 +363,8 @@ def _lineage(report: Report, facts: Facts) -> Markup:
         rows.append(
             ("Conversations", f"{card.get('train', '?')} to learn from, {card.get('held_out', '?')} held back to judge")
         )
-    for key, title in (("subject", "Subjects"), ("source", "Sources"), ("licence", "Licences of the data")):
+    origins = {"subject": "Subjects", "standard": "Standards", "source": "Sources", "licence": "Licences of the data"}
+    for key, title in origins.items():
         if isinstance(card.get(key), dict):
             rows.append((title, ", ".join(f"{name} ({count})" for name, count in list(card[key].items())[:ROWS_SHOWN])))
     if isinstance(card.get("redactions"), dict) and card["redactions"]:

@@ -44,7 +44,8 @@ def plan(registry: Registry, runs: Path, keep: int = KEEP) -> Doomed:
     """Candidates and runs beyond the newest `keep` of each that nothing needs, and broken-off runs that newer ones followed."""
     models = registry.list()
     needed = {name for model in models for name in (model.base, *model.parents) if name}
-    idle = [model for model in models if model.kind != "base" and not model.aliases and model.id not in needed]
+    kept = ("base", "hosted")  # one of another machine takes no room, and was named by hand
+    idle = [model for model in models if model.kind not in kept and not model.aliases and model.id not in needed]
     doomed_models = idle[: max(0, len(idle) - keep)]  # the list is oldest first
     finished, dead = _runs(runs)
     serving = {model.id for model in models if model.aliases}

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from appliance import network
+from appliance import guard, network
 from appliance.engine.handler import Message
 from appliance.errors import ApplianceError, BadInput, ModelUnavailable, StorageFull, from_os_error
 from appliance.tuning import checkpoints
@@ -36,6 +36,7 @@ class OutOfMemory(ApplianceError):
 def main(folder: Path) -> int:
     """Train as the job says. Exit code 0, or 1 after an `error` line."""
     network.stay_offline()
+    guard.install()
     voice = _take_standard_output()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _give_way()

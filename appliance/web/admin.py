@@ -17,7 +17,10 @@ from appliance.settings import CONFIG_FILE, Settings
 from appliance.web import auth, show
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from appliance.accounts import User
+    from appliance.audit import Entry
 
 router = APIRouter()
 
@@ -86,7 +89,7 @@ async def audit(request: Request) -> Response:
     entries = (await asyncio.to_thread(lambda: box.audit.entries(newest=5 * NEWEST)))[::-1]
     verbs = sorted({one.verb for one in entries})
     chosen = [one for one in entries if not wanted or one.verb == wanted][:NEWEST]
-    names = await asyncio.to_thread(box.accounts.names, {one.actor for one in chosen})
+    names = await asyncio.to_thread(_names, box, chosen)
     verified, fault = None, None
     if request.query_params.get("verify"):
         try:
@@ -94,8 +97,31 @@ async def audit(request: Request) -> Response:
         except ApplianceError as error:
             fault = error
     return await show.page(
-        request, "audit.html", entries=chosen, verbs=verbs, wanted=wanted, names=names, verified=verified, error=fault
+        request,
+        "audit.html",
+        entries=chosen,
+        verbs=verbs,
+        wanted=wanted,
+        names=names,
+        id_of=_id,
+        verified=verified,
+        error=fault,
     )
+
+
+def _names(box: Any, entries: Sequence[Entry]) -> dict[str, str]:
+    """What the people, classes and models of these rows are called now, by id. The record holds ids alone, so that whoever is
+    erased is erased from it too: they stay an id.
+    """
+    ids = {id for one in entries for id in (one.actor, _id(one.thing))}
+    classes = {one.id: one.name for one in box.classes.list(archived=True)}
+    models = {one.id: one.title for one in box.registry.list()}
+    return {id: name for id, name in {**models, **classes, **box.accounts.names(ids)}.items() if id in ids and name != id}
+
+
+def _id(thing: str) -> str:
+    """ "person", then an id, is how the record names whom another system vouches for."""
+    return thing.removeprefix("person ")
 
 
 # --- jobs -----------------------------------------------------------------------------------------------------------------

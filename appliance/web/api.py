@@ -10,20 +10,20 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from appliance.chat import STARTER_HEADING, as_one_text
+from appliance import openings
 from appliance.engine.handler import Message
 from appliance.errors import ApplianceError, BadInput
 from appliance.knowledge import tokens
 from appliance.running import Event
 from appliance.tables import new_id
-from appliance.web import auth, shapes
+from appliance.web import auth, shapes, words
 from appliance.web.shapes import LONGEST_NAME, MOST_EMBEDDINGS, MOST_MESSAGES, MOST_TOKENS
 from appliance.web.stream import EventStream, Left, frame, unless_gone
 
@@ -84,7 +84,8 @@ async def chat_completions(request: Request) -> Response:
         raise BadInput("`stream_options` knows only `include_usage`.", "Leave the others out.")
     streamed = body.take("stream", bool)
     events = auth.box(request).chat.complete(user, _messages(body), **options)
-    reply = _Reply(options["model"])
+    language = words.choose(user.language, request.headers.get("accept-language", ""))
+    reply = _Reply(options["model"], words.catalogue(language).gettext)
     try:
         if not streamed:
             return JSONResponse(await unless_gone(request.receive, reply.whole(events)))
@@ -116,9 +117,10 @@ async def _after(opening: list[Event], events: AsyncGenerator[Event, None]) -> A
 
 
 class _Reply:
-    """One answer in OpenAI's shapes."""
+    """One answer in OpenAI's shapes. `say` gives what stands before its words in the language of the key's owner."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, say: Callable[[str], str]) -> None:
+        self._say = say
         self._common = {"id": f"chatcmpl-{new_id()}", "created": int(time.time()), "model": model}
         self._sources: dict[str, Any] = {}
 
@@ -130,12 +132,13 @@ class _Reply:
                     self._sources = event.data
                 elif event.kind == "done":
                     done = event.data
-        message = {"role": "assistant", "content": as_one_text(done["text"], done["lead"])}
+        message = {"role": "assistant", "content": openings.whole(self._sources | done, self._say)}
         choice = {"index": 0, "message": message, "finish_reason": _finish(done), "logprobs": None}
         return {"object": "chat.completion", "choices": [choice], "usage": _usage(done), **self._common, **self._about(done)}
 
     async def frames(self, opening: list[Event], events: AsyncGenerator[Event, None], usage: bool) -> AsyncGenerator[str, None]:
         done: dict[str, Any] = {}
+        gap = ""
         async with aclosing(events):
             yield self._chunk({"role": "assistant", "content": ""})
             try:
@@ -144,10 +147,16 @@ class _Reply:
                         self._sources = event.data
                     elif event.kind == "queue":  # no word of OpenAI's: who knows it can show how long the line is
                         yield self._chunk({}, place=event.data["place"], wait=event.data["wait"])
+                    elif event.kind == "opening":
+                        if before := openings.words(**event.data, say=self._say):
+                            yield self._chunk({"content": before})
+                            gap = "\n\n"
                     elif event.kind == "text":
-                        yield self._chunk({"content": event.data["delta"]})
+                        yield self._chunk({"content": gap + event.data["delta"]})
+                        gap = ""
                     elif event.kind == "quotes":
-                        yield self._chunk({"content": f"{event.data['text']}\n\n---\n\n**{STARTER_HEADING}**\n\n"})
+                        yield self._chunk({"content": gap + openings.before_text(event.data["text"], True, self._say)})
+                        gap = "\n\n"
                     elif event.kind == "done":
                         done = event.data
             except ApplianceError as error:  # too late for a status code

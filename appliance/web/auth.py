@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _BROWSERS = ("Edg", "OPR", "Firefox", "Chrome", "Safari")
 _SYSTEMS = ("CrOS", "Android", "iPhone", "iPad", "Windows", "Macintosh", "Linux")
 _CALLED = {"Edg": "Edge", "OPR": "Opera", "CrOS": "Chromebook", "Macintosh": "Mac"}
+DEVICE_SECONDS = 400 * 86400  # as long as browsers keep a cookie
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
@@ -185,8 +186,11 @@ def remember(request: Request, response: Response) -> None:
         _set(request, response, "visitor", visitor, 12 * 3600)
 
 
-async def enter(request: Request, token: str) -> Response:
-    """To the first page after a right password, or to the second step. An older session of this browser ends."""
+async def enter(request: Request, token: str, user: User | None = None) -> Response:
+    """To the first page after a right password, or to the second step. An older session of this browser ends.
+
+    user: whose password was right, by which this browser knows them from now on.
+    """
     accounts = box(request).accounts
     older = request.cookies.get(_cookie(request, "session"), "")
     if older:
@@ -194,10 +198,18 @@ async def enter(request: Request, token: str) -> Response:
     if await asyncio.to_thread(accounts.second_step.waits, token):
         response = RedirectResponse("/sign-in/code", 303)
         _set(request, response, "step", token, 300)
-        return response
-    response = RedirectResponse("/chat", 303)
-    sign_in(request, response, token)
+    else:
+        response = RedirectResponse("/chat", 303)
+        sign_in(request, response, token)
+    if user is not None:
+        mark = await asyncio.to_thread(accounts.devices.remember, device(request), user.id)
+        _set(request, response, "device", mark, DEVICE_SECONDS)
     return response
+
+
+def device(request: Request) -> str:
+    """The mark by which this browser shows who has signed in here before, or ""."""
+    return request.cookies.get(_cookie(request, "device"), "")
 
 
 def waiting(request: Request) -> str:

@@ -22,6 +22,7 @@ from appliance.accounts import PUPIL, User
 from appliance.errors import ApplianceError, BadInput, Conflict, Forbidden, NotFound
 from appliance.knowledge.shelves import Filter
 from appliance.web import auth, show
+from appliance.web.standards import tagged
 
 if TYPE_CHECKING:
     from appliance.classes import Member, SchoolClass
@@ -122,6 +123,7 @@ async def _page(request: Request, user: User, id: str, typed: _Typed) -> Respons
         saved=request.query_params.get("saved", ""), class_id=id,
         code_until=await asyncio.to_thread(box.accounts.class_codes.until, id),
         by_code=await asyncio.to_thread(box.accounts.class_codes.here, id), now=await _now(request, found, members),
+        **await tagged(request, user, "class", id, found.subject, found.grade),
     )  # fmt: skip
 
 

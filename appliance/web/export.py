@@ -55,7 +55,8 @@ def markdown(chat: Conversation, turns: Sequence[Turn], say: Callable[[str], str
             parts += [f"## {say('You')}", _quoted(turn.text)]
             continue
         parts.append(f"## {say('Assistant')}")
-        lead = turn.facts.get("lead")
+        lead, opening = turn.facts.get("lead"), turn.opening(say)
+        parts += [_escaped(opening)] if opening else []
         parts += [_tamed(lead)] if lead else []
         parts += [_tamed(turn.text)] if turn.text else []
         if turn.state in ("failed", "stopped"):
@@ -68,11 +69,12 @@ def markdown(chat: Conversation, turns: Sequence[Turn], say: Callable[[str], str
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def as_json(chat: Conversation, turns: Sequence[Turn], given: Mapping[str, Given]) -> str:
-    """All branches: `parent` says which turn each one follows."""
+def as_json(chat: Conversation, turns: Sequence[Turn], given: Mapping[str, Given], say: Callable[[str], str]) -> str:
+    """All branches: `parent` says which turn each one follows. `opening`, `quotes` and `text` are shown in this order."""
     said = [
         {
             "id": turn.id, "parent": turn.parent or None, "role": turn.role, "text": turn.text,
+            "opening": turn.opening(say),
             "quotes": turn.facts.get("lead") or "", "state": turn.state, "model": turn.model, "created": turn.created,
             "sources": [{"title": one["title"], "place": one["place"]} for one in turn.passages],
             **({"feedback": asdict(given[turn.id])} if turn.id in given else {}),

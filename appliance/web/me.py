@@ -139,11 +139,11 @@ async def turn_on(request: Request) -> Response:
     box = auth.box(request)
     try:
         await _confirm(request, user, auth.text(data, "password"))
-        codes = await asyncio.to_thread(box.accounts.second_step.turn_on, user.id, secret, code)
+        codes = await asyncio.to_thread(box.accounts.second_step.turn_on, user.id, secret, code, auth.token(request))
     except ApplianceError as error:
         return await _second_step(request, error, secret if len(secret) == 32 and secret.isalnum() else "")
     await _note(request, user, "second step on")
-    return await _second_step(request, codes=codes)
+    return await _second_step(request, codes=codes, turned_on=True)
 
 
 @router.post("/me/second-step/codes")
@@ -157,6 +157,7 @@ async def fresh_codes(request: Request) -> Response:
         codes = await asyncio.to_thread(box.accounts.second_step.fresh_codes, user.id)
     except ApplianceError as error:
         return await _second_step(request, error)
+    await _note(request, user, "second step codes")
     return await _second_step(request, codes=codes)
 
 
@@ -168,7 +169,7 @@ async def turn_off(request: Request) -> Response:
     box = auth.box(request)
     try:
         await _confirm(request, user, auth.text(data, "password"))
-        await asyncio.to_thread(box.accounts.second_step.turn_off, user.id)
+        await asyncio.to_thread(box.accounts.second_step.turn_off, user.id, auth.token(request))
     except ApplianceError as error:
         return await _second_step(request, error)
     await _note(request, user, "second step off")

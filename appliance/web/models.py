@@ -7,17 +7,22 @@ is `app.promote`, which asks the gate; a retraining is a job. Rights are decided
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from appliance.errors import ApplianceError, BadInput, GateNotPassed, NotFound
+from appliance.plugins import states
+from appliance.tuned import listed
 from appliance.tuning import blind, report_page
 from appliance.tuning.evaluate import Report
 from appliance.web import auth, show
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from appliance.accounts import User
 
 router = APIRouter()
@@ -43,8 +48,10 @@ async def _models(request: Request, error: ApplianceError | None = None, refused
     box = auth.box(request)
     found = (await asyncio.to_thread(box.registry.list))[::-1]
     rows = [await asyncio.to_thread(_row, one) for one in found]
+    tuned = await asyncio.to_thread(listed, box.registry, box.chat.programs, box.database)
     return await show.page(
         request, "models.html", error.status if error else 200, error=error, refused=refused, reason=reason, rows=rows,
+        tuned=tuned[::-1], plugins=await asyncio.to_thread(states, box.settings),
         serving=await box.pool.serving(), may_change=box.accounts.can(user, "change", "model"),
         running=[one for one in await asyncio.to_thread(box.jobs.list) if not one.ended and one.kind == "retrain"],
     )  # fmt: skip
@@ -68,14 +75,23 @@ def _report(manifest: Any) -> Report | None:
 
 @router.get("/admin/models/{id}/report")
 async def report(request: Request, id: str) -> Response:
-    await _enter(request, "read")
+    user = await _enter(request, "read")
     box = auth.box(request)
     found = _report(await asyncio.to_thread(box.registry.get, id))
     if found is None:
         raise NotFound("This model has no report.", "It was not judged on this box.")
     facts = await asyncio.to_thread(report_page.gather, box.settings, id)
+    facts = replace(facts, dataset=await asyncio.to_thread(_with_standards, box, user, facts.dataset))
     html = await asyncio.to_thread(lambda: report_page.page(found, facts=facts))
     return HTMLResponse(html, headers={"content-security-policy": REPORT_POLICY})
+
+
+def _with_standards(box: Any, user: User, card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A dataset's card, and how many of its rows are about each of the curriculum's standards."""
+    rows = card.get("rows")
+    ids = [str(id) for part in rows.values() if isinstance(part, list) for id in part] if isinstance(rows, dict) else []
+    counted = box.standards.among(user, ids)
+    return {**card, "standard": dict(counted)} if counted else card
 
 
 @router.post("/admin/models/{id}/promote")
@@ -84,13 +100,27 @@ async def promote(request: Request, id: str) -> Response:
     user = await _enter(request, "change")
     data = await auth.form(request)
     reason = auth.text(data, "reason").strip()[:500]
+    box = auth.box(request)
     try:
-        await auth.box(request).promote(id, accept=reason, actor=user.id)
+        if await asyncio.to_thread(_is_program, box, id):
+            await asyncio.to_thread(box.chat.programs.promote, user, id, accept=reason)
+        else:
+            await box.promote(id, accept=reason, actor=user.id)
     except GateNotPassed as error:
         return await _models(request, error, id, reason)
     except ApplianceError as error:
         return await _models(request, error)
     return RedirectResponse("/admin/models", 303)
+
+
+def _is_program(box: Any, id: str) -> bool:
+    if id in box.registry.ids():
+        return False
+    try:
+        box.chat.programs.get(id)
+    except NotFound:
+        return False
+    return True
 
 
 @router.post("/admin/models/rollback")

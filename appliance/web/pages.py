@@ -45,10 +45,10 @@ async def setup(request: Request) -> Response:
     accounts = auth.box(request).accounts
     try:
         await asyncio.to_thread(accounts.create_first_administrator, code, name, password, auth.source(request))
-        token, _ = await asyncio.to_thread(accounts.sign_in, name, password, auth.source(request), auth.about(request))
+        token, user = await asyncio.to_thread(accounts.sign_in, name, password, auth.source(request), auth.about(request))
     except ApplianceError as error:
         return await _front(request, error, name, code)
-    return await auth.enter(request, token)
+    return await auth.enter(request, token, user)
 
 
 @router.post("/sign-in")
@@ -56,11 +56,12 @@ async def sign_in(request: Request) -> Response:
     data = await auth.form(request)
     name, password = auth.text(data, "name"), auth.text(data, "password")
     accounts = auth.box(request).accounts
+    about, device = auth.about(request), auth.device(request)
     try:
-        token, _ = await asyncio.to_thread(accounts.sign_in, name, password, auth.source(request), auth.about(request))
+        token, user = await asyncio.to_thread(accounts.sign_in, name, password, auth.source(request), about, device)
     except ApplianceError as error:
         return await _front(request, error, name)
-    return await auth.enter(request, token)
+    return await auth.enter(request, token, user)
 
 
 @router.post("/sign-out")

@@ -143,7 +143,7 @@ async def act(request: Request, id: str, act: str) -> Response:
             raise BadInput("There is nothing of that name to do.", "Load the page again.")
     except ApplianceError as error:
         return await _person(request, id, error)
-    if act in ("disable", "password"):
+    if act in ("disable", "password", "second-step"):
         await leave(request, found)
     await note(request, user, f"{act} of person" if act in ("password", "second-step") else f"{act} person", id, {})
     if act == "password":

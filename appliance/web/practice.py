@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
@@ -18,9 +19,11 @@ from appliance.accounts import User
 from appliance.errors import ApplianceError, NotFound
 from appliance.practice import portfolio, progress
 from appliance.practice.exchange import MOVES
-from appliance.web import auth, export, show
+from appliance.web import auth, export, show, words
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from appliance.practice.lesson import Rehearsal
     from appliance.practice.rehearsals import Rehearsals
 
@@ -129,11 +132,13 @@ async def feedback_page(
     mine = found.user == user.id
     attempts = await asyncio.to_thread(kept.attempts, user, id)
     owner = {} if mine else await asyncio.to_thread(auth.box(request).accounts.names, [found.user])
+    codes = (await asyncio.to_thread(auth.box(request).standards.of_scenes, user)).get(found.scenario.id, frozenset())
+    about = await asyncio.to_thread(auth.box(request).standards.known, user, {*codes, *found.scenario.standards})
     return await show.page(
         request, "practice_feedback.html", error.status if error else 200, lesson=found, scenario=found.scenario, told=told,
         attempts=[one for one in attempts if one.id != id], mine=mine, owner=owner.get(found.user, ""), error=error,
         typed=typed, notes=await asyncio.to_thread(kept.notes, user, found), names=MOVES,
-        counted=[(move, told.moves[move]) for move in MOVES if told.moves.get(move)], **more,
+        counted=[(move, told.moves[move]) for move in MOVES if told.moves.get(move)], standards=about, **more,
     )  # fmt: skip
 
 
@@ -157,10 +162,13 @@ async def progress_page(request: Request, user: User, owner: str, name: str = ""
     assessed = await asyncio.to_thread(_kept(request).assessed, user, owner)
     found = progress.weeks(assessed)
     made = progress.moves_made(found)
+    kept = auth.box(request).standards
+    reached = progress.by_standard(assessed, await asyncio.to_thread(kept.of_scenes, user))
+    known = await asyncio.to_thread(kept.known, user, reached)
     return await show.page(
         request, "practice_progress.html", weeks=found, made=made, names=MOVES, mine=owner == user.id, owner=name,
         most=max([1, *(sum(week.levels) for week in found)]), often=max([1.0, *(w.each(m) for w in found for m in made)]),
-        lessons=[one for one, _ in assessed][::-1], **more,
+        lessons=[one for one, _ in assessed][::-1], standards=[(one, reached[one.code]) for one in known], **more,
     )  # fmt: skip
 
 
@@ -168,7 +176,11 @@ async def progress_page(request: Request, user: User, owner: str, name: str = ""
 async def keep_copy(request: Request, kind: str) -> Response:
     """All of one's finished lessons as a file."""
     user = await staff(request)
-    writers = {"md": (portfolio.markdown, "text/markdown"), "json": (portfolio.as_json, "application/json")}
+    say = words.catalogue(show.language_of(request)).gettext
+    writers: dict[str, tuple[Callable[[Any], str], str]] = {
+        "md": (partial(portfolio.markdown, say=say), "text/markdown"),
+        "json": (portfolio.as_json, "application/json"),
+    }
     if kind not in writers:
         raise NotFound("A copy is kept as text or as data.", "Choose one of the two.")
     write, media = writers[kind]

@@ -19,6 +19,7 @@ from appliance.errors import ApplianceError, BadInput
 from appliance.redact import Redactor, Roster
 from appliance.tuning.store import ExampleStore
 from appliance.web import auth, show
+from appliance.web.standards import tagged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,10 +55,12 @@ async def _page(request: Request, error: ApplianceError | None = None, typed: st
     lines = await asyncio.to_thread(_lines, request, row.messages) if row else []
     status = error.status if error else 200
     answer = row.messages[-1].content if row and row.messages[-1].role == "assistant" else ""
+    about = await tagged(request, user, "example", row.id, row.subject, row.grade) if row else {}
     better = typed if typed is not None else (str(row.extra.get("draft") or row.correction or answer) if row else "")
     return await show.page(
         request, "review.html", status, error=error, row=row, lines=lines, left=left, better=better,
         minutes=max(1, round(left * SECONDS_EACH / 60)), blind=row is not None and blind(row.id),
+        **about,
     )  # fmt: skip
 
 

@@ -125,18 +125,23 @@ def _keep(folder: Path, user: User, id: str, name: str, content: bytes) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for old in folder.iterdir():
-            if old.stat().st_mtime < time.time() - KEPT_SECONDS:
+            if _too_old(old):
                 old.unlink(missing_ok=True)
         write_atomically(folder / f"{user.id}-{id}", name.encode() + b"\n" + content)
     except OSError as error:
         raise from_os_error(error, "keeping the file") from None
 
 
+def _too_old(path: Path) -> bool:
+    """Also where it is of a time to come: the clock was set back, and it would lie here until then. Raises OSError."""
+    return abs(time.time() - path.stat().st_mtime) > KEPT_SECONDS
+
+
 def _kept(folder: Path, user: User, id: str) -> tuple[Path, str, bytes]:
     """Raises NotFound: it is another's, was taken in already, or is too old."""
     path = folder / f"{user.id}-{id}"
     try:
-        if not _ID.fullmatch(id) or path.stat().st_mtime < time.time() - KEPT_SECONDS:
+        if not _ID.fullmatch(id) or _too_old(path):
             raise FileNotFoundError
         name, _, content = path.read_bytes().partition(b"\n")
     except OSError:

@@ -19,6 +19,7 @@ from appliance.practice.generating import Wish, generate
 from appliance.practice.scenario import CATEGORIES, PHASES
 from appliance.web import auth, export, show
 from appliance.web.practice import staff
+from appliance.web.standards import tagged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,12 +46,17 @@ async def scenes(request: Request) -> Response:
     }
     everything = await asyncio.to_thread(box.scenes.list, user)
     found = await asyncio.to_thread(partial(box.scenes.list, user, **chosen))
+    standard = request.query_params.get("standard", "")[:60]
+    if standard:
+        codes = await asyncio.to_thread(box.standards.of_scenes, user)
+        found = [one for one in found if standard in codes.get(one.scenario.id, ())]
     own = await asyncio.to_thread(box.rehearsals.list, user)
     return await show.page(
         request, "practice.html", scenes=found, chosen=chosen, categories=CATEGORIES, phases=PHASES,
         subjects=sorted({one.scenario.subject for one in everything if one.scenario.subject}, key=str.casefold),
         running=[one for one in own if one.finished is None], finished=[one for one in own if one.finished is not None][:6],
         deleted=bool(request.query_params.get("deleted")), drafts=[one for one in everything if one.draft],
+        standard=standard,
     )  # fmt: skip
 
 
@@ -69,6 +75,8 @@ async def _scene(request: Request, user: User, id: str, error: ApplianceError | 
         lessons=[one for one in own if one.scenario.id == id], may_change=bool(found.author) and mine,
         may_approve=found.draft and box.accounts.can(user, "approve", "scenario"),
         saved=request.query_params.get("saved", ""),
+        standards=await asyncio.to_thread(box.standards.known, user, found.scenario.standards),
+        **await tagged(request, user, "scenario", id, found.scenario.subject, found.scenario.grade),
     )  # fmt: skip
 
 

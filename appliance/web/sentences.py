@@ -1,18 +1,24 @@
-"""Every sentence that pages say, for whoever translates them: from the templates, and the few that stand in code or content.
+"""Every sentence that pages say, for whoever translates them: from the templates, and those that stand in code or content.
 
 It runs where catalogues are made and tested, never while pages are served.
 """
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 
-from appliance import teaching
+from appliance import openings, standards, teaching
+from appliance.practice import criteria, feedback, lesson, mentors, portfolio, rehearsals, scenes
 from appliance.practice.exchange import MOVES
 from appliance.practice.scenario import CATEGORIES, PHASES
 from appliance.web.show import ROOMS
 
 TEMPLATES = Path(__file__).parent / "templates"
+# Parts whose faults are said on pages of their own, word for word.
+SPEAK = (lesson, mentors, rehearsals, scenes, standards)
+FAULTS = frozenset({"BadInput", "Conflict", "Forbidden", "NotFound", "TooLarge"})
 
 
 def sentences() -> set[tuple[str, str]]:
@@ -24,8 +30,16 @@ def sentences() -> set[tuple[str, str]]:
     # The names and short descriptions of teaching methods and help levels, which a class's page offers.
     ways = [*teaching.methods().values(), *teaching.help_levels().values()]
     found |= {(text, "") for way in ways for text in (way.name, way.about)}
+    # What stands before an answer's own words.
+    opens = (*(text for texts in openings.SENTENCES.values() for text in texts), openings.NEAREST, openings.STARTER_HEADING)
+    found |= {(text, "") for text in opens}
     # What a rehearsal counts, and by what scenes are chosen.
     found |= {(text, "") for text in (*MOVES.values(), *CATEGORIES, *PHASES)}
+    # What is told of a rehearsal, and the rubric of a generated scene.
+    found |= {(text, "") for part in (feedback, criteria, portfolio) for text in part.SENTENCES}
+    found |= {(text, "") for part in SPEAK for text in faults_of(Path(str(part.__file__)))} | {
+        (text, "") for text in lesson.GONE
+    }
     for path in sorted(TEMPLATES.parent.glob("*.py")):
         with path.open("rb") as source:
             for _line, said, _comments, _context in extract(
@@ -42,3 +56,12 @@ def sentences() -> set[tuple[str, str]]:
                 if words:
                     found.add((words[0], words[1] if len(words) > 1 else ""))
     return found
+
+
+def faults_of(path: Path) -> Iterator[str]:
+    """The fixed sentences of the faults that a module raises; those with a figure or a name in them are said in English."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FAULTS:
+            for given in node.args:
+                either = [given.body, given.orelse] if isinstance(given, ast.IfExp) else [given]
+                yield from (one.value for one in either if isinstance(one, ast.Constant) and isinstance(one.value, str))

@@ -44,6 +44,7 @@ from appliance.web import (
     scenes,
     show,
     signing,
+    standards,
     talks,
     uploads,
 )  # fmt: skip
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LARGEST_BODY = 1024 * 1024
-LARGER = {uploads.ADDRESS: uploads.AT_ONCE, roll.ADDRESS: roll.AT_ONCE}
+LARGER = {uploads.ADDRESS: uploads.AT_ONCE, roll.ADDRESS: roll.AT_ONCE, standards.ADDRESS: standards.AT_ONCE}
 THREADS = 24
 HEADERS = {
     "content-security-policy": (
@@ -115,6 +116,7 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.include_router(people.router)
     app.include_router(talks.router)
     app.include_router(safeguarding.router)
+    app.include_router(standards.router)
     app.include_router(scenes.router)
     app.include_router(practice.router)
     app.include_router(mentors.router)

@@ -40,7 +40,7 @@ class Room:
 # Where it is, what it is called, who may enter, and which other addresses belong to it.
 ROOMS: list[tuple[str, str, tuple[str, str], tuple[str, ...]]] = [
     ("/chat", "Chat", ("ask", "chat"), ()),
-    ("/classes", "Classes", ("create", "class"), ()),
+    ("/classes", "Classes", ("create", "class"), ("/standards",)),
     ("/practice", "Practice", ("practise", "lesson"), ()),
     ("/library", "Library", ("read", "library"), ("/document", "/passage")),
     ("/review", "Review", ("review", "example"), ()),
@@ -131,6 +131,11 @@ def clock(seconds: float) -> str:
     return time.strftime("%H:%M", time.localtime(seconds))
 
 
+def when(seconds: float) -> str:
+    """The time of day of what was today, else the date."""
+    return clock(seconds) if day(seconds) == day(time.time()) else day(seconds)
+
+
 @cache
 def _templates(language: str) -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -151,6 +156,8 @@ def _templates(language: str) -> jinja2.Environment:
         "day": day,
         "moment": moment,
         "clock": clock,
+        "when": when,
+        "opening": lambda turn: turn.opening(catalogue.gettext),
         "snippet": _snippet,
         "cited": _cited,
     }

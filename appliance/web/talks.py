@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from appliance import openings
 from appliance.conversations import Conversation
 from appliance.errors import ApplianceError, NotFound
 from appliance.feedback import Given
@@ -124,12 +125,12 @@ async def ask(request: Request) -> Response:
 
 @router.post("/chat/again/{turn}")
 async def again(request: Request, turn: str) -> Response:
-    """Another answer to the same question, beside the one that is there."""
+    """Another answer to the same question, beside the one that is there; with `simpler` one that is easier to read."""
     user = await auth.person(request)
-    await auth.form(request)
+    simpler = bool(auth.text(await auth.form(request), "simpler"))
     box = auth.box(request)
     try:
-        ids = (await box.chat.again(user, turn)).data
+        ids = (await box.chat.again(user, turn, simpler=simpler)).data
     except ApplianceError as error:
         if not _plain(request) or isinstance(error, NotFound):
             raise
@@ -204,6 +205,8 @@ async def _frames(request: Request, user: User, turn: str, after: int) -> AsyncG
                 data = told | {"words": _standing(request, event.kind, data)}
             elif event.kind == "notice":
                 data = {"message": words.catalogue(show.language_of(request)).gettext(data["message"])}
+            elif event.kind == "opening":
+                data = {"message": openings.words(**event.data, say=words.catalogue(show.language_of(request)).gettext)}
             elif event.kind == "quotes":
                 data = {"html": show.render(request, "lead.html", turn=await asyncio.to_thread(conversations.turn, user, turn))}
             elif event.kind in ("done", "error"):
@@ -295,14 +298,14 @@ async def download(request: Request, id: str, kind: str) -> Response:
     """One's own chat as a file: Markdown of the branch that is shown, or JSON of all of it."""
     user = await auth.person(request)
     kept = auth.box(request).chat.conversations
+    say = words.catalogue(show.language_of(request)).gettext
     if kind == "md":
         chat, turns = await asyncio.to_thread(kept.load, user, id)
-        say = words.catalogue(show.language_of(request)).gettext
         return export.attachment(export.markdown(chat, turns, say), f"{chat.title}.md", "text/markdown")
     if kind == "json":
         chat, turns = await asyncio.to_thread(kept.tree, user, id)
         given = await asyncio.to_thread(auth.box(request).feedback.of, user, [turn.id for turn in turns])
-        return export.attachment(export.as_json(chat, turns, given), f"{chat.title}.json", "application/json")
+        return export.attachment(export.as_json(chat, turns, given, say), f"{chat.title}.json", "application/json")
     raise NotFound("There is no such form of a chat here.", "Take Markdown or JSON.")
 
 

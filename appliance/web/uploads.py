@@ -56,8 +56,11 @@ async def add(request: Request) -> Response:
     plain = "text/html" in request.headers.get("accept", "")
     uploads, typed = Uploads(box.settings), {}
     try:
-        # Asked for before a byte is read: what cannot be kept is refused at once.
-        await asyncio.to_thread(uploads.require_room, int(request.headers.get("content-length", 0)))
+        # Asked for before a byte is read: what cannot be kept, or may have no end, is refused at once.
+        length = request.headers.get("content-length", "")
+        if not (length.isascii() and length.isdigit()):
+            raise BadInput("It was not said how much would be sent.", "Send files with a browser, or say their size first.")
+        await asyncio.to_thread(uploads.require_room, int(length))
         async with request.form(max_files=FILES_AT_ONCE, max_fields=20, max_part_size=64 * 1024) as data:
             await auth.check(request, data)
             typed = {name: auth.text(data, name) for name in ("collection", "new", "readers", "subject", "grade")}
@@ -80,7 +83,13 @@ async def add(request: Request) -> Response:
 def _leave(request: Request, user: User, uploads: Uploads, given: list[Given], typed: dict[str, str]) -> str:
     box = auth.box(request)
     shelf = _shelf(request, user, typed)
-    paths = uploads.keep(given, shelf.id)
+    try:
+        paths = uploads.keep(given, shelf.id)
+    except ApplianceError:
+        if not typed["collection"]:  # made for these files: without them its name stays free for the next try
+            box.library.shelves.discard(shelf.name, Filter(frozenset({shelf.id})))
+            box.audit.note("discard collection", shelf.id, {}, actor=user.id)
+        raise
     asked = {
         "paths": [str(path) for path in paths], "collection": shelf.name, "collection_id": shelf.id,
         "by": user.id if shelf.owner == user.id else "", "subject": typed["subject"], "grade": typed["grade"],

@@ -13,6 +13,7 @@ from changes import Changes, Fault
 from release import DATA, RELEASES, ROOT
 
 USER = "appliance"
+WAY_OUT = "appliance-egress"  # the group by which the kernel's firewall tells the egress process from the others
 SETTINGS = Path("/etc/appliance/appliance.toml")
 KEY = Path("/etc/appliance/signing.pub")
 UNITS = Path("/etc/systemd/system")
@@ -79,6 +80,8 @@ def user_and_folders(changes: Changes) -> None:
             USER,
         ]
         changes.run(words, "Making the user")
+    if subprocess.run(["getent", "group", WAY_OUT], capture_output=True, check=False).returncode:
+        changes.run(["groupadd", "--system", WAY_OUT], "Making the group of the way out")
     changes.folder(ROOT)
     changes.folder(RELEASES)
     changes.folder(SETTINGS.parent)

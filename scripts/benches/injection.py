@@ -26,11 +26,11 @@ from typing import Any
 from appliance import network, prompts
 from appliance.chat import STARTER_PENALTY, STARTER_TOKENS
 from appliance.citations import Citations
-from appliance.coverage import shorten
 from appliance.engine.handler import Chunk, Message, Request
 from appliance.engine.quotes import Quotes
 from appliance.fence import Fence, label
 from appliance.knowledge import suspicion
+from appliance.openings import shorten
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 SAID_AGAIN = 6  # words of the order in a row that count as its repetition

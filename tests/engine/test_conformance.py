@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from appliance import network
 from appliance.engine.fake import Fake
 from appliance.engine.handler import Chunk, Handler, Message, Request
 from appliance.engine.openai_compatible import OpenAICompatible
@@ -25,14 +26,20 @@ from appliance.engine.quotes import Quotes
 from appliance.engine.scheduler import LlamaHandler
 from appliance.engine.transformers_gpu import TransformersHandler
 from appliance.errors import ApplianceError, BadInput, Busy, ModelUnavailable, TooLarge, Unsupported
+from appliance.plugins import remote as servers
+from appliance.plugins.openai import OpenAIHandler
 from tests.engine.serving import engine_on_a_socket, peer_client, peer_server, transformers_served
+from tests.outside import allow
+from tests.plugins.openai_server import TUNED, Service, connected, service
+from tests.test_egress import egress
 
 QUESTION = [Message("system", "You are the school's teaching assistant."), Message("user", "Why are leaves green?")]
 GREEN = "Chlorophyll reflects green light, which is why leaves look green. Roots take in water."
 RIVER = "A river builds a delta where it meets the sea, because it drops its mud there."
 
-MODELS = {"llama", "transformers", "engine", "peer"}  # a language model answers
-DRAW = MODELS - {"peer"}  # a request's seed and temperature are all that counts; the peer takes other settings of its own too
+STRANGERS = {"peer", "remote"}  # a server that is not ours: asked directly, and by the plugin, through the one way out
+MODELS = {"llama", "transformers", "engine", *STRANGERS}  # a language model answers
+DRAW = MODELS - STRANGERS  # a request's seed and temperature are all that counts; the peer takes other settings of its own too
 SCHEMAS = {"llama", "engine"}
 CHANCES = {"llama", "transformers", "engine"}
 IN_PROCESS = {"llama", "transformers"}
@@ -89,6 +96,34 @@ async def peer(fixture: Fixture) -> AsyncIterator[Handler]:
     await client.close()
 
 
+@asynccontextmanager
+async def remote(fixture: Fixture) -> AsyncIterator[Handler]:
+    settings, address = fixture("settings"), fixture("peer_address")
+    allow(settings, network.host(address.removeprefix("http://")))
+    async with egress(settings):
+        found = await servers.connect(settings, "peer", [address], context=1024)
+        assert found.hosted is not None
+        made = servers.handler(settings, found.hosted)
+        yield made
+        await made.close()
+
+
+@asynccontextmanager
+async def openai(fixture: Fixture) -> AsyncIterator[Handler]:
+    """Through a real egress, from a local server that speaks the service's API."""
+    settings = connected(fixture("tmp_path") / "box", fixture("openai_service"), openai_budget=1e6)
+    async with egress(settings):
+        made = OpenAIHandler(settings, TUNED)
+        yield made
+        await made.close()
+
+
+@pytest.fixture(scope="module")
+def openai_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with service(tmp_path_factory.mktemp("openai")) as made:
+        yield made
+
+
 @pytest.fixture(scope="module")
 def hugging_face() -> Iterator[TransformersHandler]:
     with transformers_served() as made:
@@ -109,6 +144,8 @@ MAKERS = [
     pytest.param(transformers, marks=pytest.mark.slow),
     pytest.param(engine, marks=pytest.mark.llama),
     pytest.param(peer, marks=[pytest.mark.llama, pytest.mark.slow]),
+    pytest.param(remote, marks=[pytest.mark.llama, pytest.mark.slow]),
+    openai,
 ]
 
 
@@ -118,7 +155,7 @@ class Case:
     handler: Handler
 
 
-@pytest.fixture(params=MAKERS, ids=["fake", "quotes", "llama", "transformers", "engine", "peer"])
+@pytest.fixture(params=MAKERS, ids=["fake", "quotes", "llama", "transformers", "engine", "peer", "remote", "openai"])
 async def case(request: pytest.FixtureRequest) -> AsyncIterator[Case]:
     make: Make = request.param
     async with make(request.getfixturevalue) as made:
@@ -153,7 +190,7 @@ async def test_it_is_a_handler(case: Case) -> None:
     assert isinstance(case.handler, Handler)
     assert case.handler.name and case.handler.slots >= 1
     health = await case.handler.health()
-    assert health.ok and (health.detail or case.kind == "peer")
+    assert health.ok and (health.detail or case.kind in STRANGERS)
 
 
 async def test_an_answer_ends_once_and_says_who_gave_it(case: Case) -> None:
@@ -164,7 +201,7 @@ async def test_an_answer_ends_once_and_says_who_gave_it(case: Case) -> None:
     assert last.finish in ("stop", "length")
     assert last.handler and last.model
     assert all(chunk.usage is None for chunk in chunks[:-1])
-    if case.kind == "peer" and last.usage is None:
+    if case.kind in STRANGERS and last.usage is None:
         return  # it does not tell while it streams
     assert last.usage and last.usage.prompt > 0 and 0 <= last.usage.completion <= 40
 
@@ -212,7 +249,7 @@ def dicing(seed: int | None) -> Request:
 async def test_a_seed_repeats_and_another_does_not(case: Case) -> None:
     await text_of(case.handler, dicing(7))  # as above
     texts = [await text_of(case.handler, dicing(seed)) for seed in (7, 7, 8)]
-    if case.kind != "peer":  # it computes less of a prompt that it has seen, and rounds differently then
+    if case.kind not in STRANGERS:  # it computes less of a prompt that it has seen, and rounds differently then
         assert texts[0] == texts[1]
     if case.kind in DRAW:
         assert texts[0] != texts[2]
@@ -261,7 +298,7 @@ async def test_a_schema_is_kept_or_refused(case: Case) -> None:
         assert json.loads(await text_of(case.handler, request))["green"] in ("yes", "no")
         with pytest.raises(BadInput) as caught:
             await collect(case.handler, replace(request, schema={"$ref": "http://example.org/schema"}))
-    elif case.kind == "peer":
+    elif case.kind in STRANGERS:
         with pytest.raises(ApplianceError):  # it does not know this format; our client tells whatever it says
             await collect(case.handler, request)
         return
@@ -282,7 +319,9 @@ async def test_leaving_early_is_harmless(handler: Handler) -> None:
 
 async def test_who_leaves_frees_the_place_at_once(case: Case) -> None:
     """All places are taken by answers of many seconds; they are left, and the next question does not wait for them."""
-    streams = [case.handler.generate(asking(max_tokens=900, ignore_eos=True)) for _ in range(4 if case.kind != "peer" else 1)]
+    streams = [
+        case.handler.generate(asking(max_tokens=900, ignore_eos=True)) for _ in range(4 if case.kind not in STRANGERS else 1)
+    ]
     for stream in streams:
         await anext(stream)
     await asyncio.gather(*(stream.aclose() for stream in streams))
@@ -320,7 +359,7 @@ async def test_count_grows_with_the_words(case: Case) -> None:
     try:
         short = await case.handler.count([Message("user", "one two three")])
     except Unsupported as error:
-        assert error.hint and case.kind == "peer"
+        assert error.hint and case.kind in STRANGERS
         return
     long = await case.handler.count([Message("user", "one two three " * 20)])
     assert 0 < short < long
@@ -345,10 +384,10 @@ async def test_a_prompt_that_cannot_fit_is_refused_with_the_counts(case: Case) -
     if case.kind == "quotes":
         return  # it reads no prompt, so none is too long
     # A stranger's server may break off instead; ours tell the counts.
-    with pytest.raises((TooLarge, ModelUnavailable) if case.kind == "peer" else TooLarge) as caught:
+    with pytest.raises((TooLarge, ModelUnavailable) if case.kind in STRANGERS else TooLarge) as caught:
         await collect(case.handler, Request([Message("user", "word " * 9000)], max_tokens=10))
     assert caught.value.hint
-    if case.kind != "peer":
+    if case.kind not in STRANGERS:
         assert any(sign.isdigit() for sign in caught.value.message)
 
 

@@ -61,6 +61,43 @@ def test_as_spreadsheets_save_it(database: Database, people: People, encoding: s
     assert all(one.waiting for one in found.values())
 
 
+ROSTERS = {
+    "Polish": ("cp1250", "Łukasz Wójcik;Małgorzata Żak"),
+    "Polish, a few": ("cp1250", "Źdźbło Ewa;Michał Gałka"),
+    "Polish, of Unix": ("iso8859-2", "Łukasz Wójcik;Małgorzata Żak;Paweł Śliwa"),
+    "Czech": ("cp1250", "Jiří Novák;Zdeněk Černý;Tomáš Řezníček"),
+    "Hungarian": ("cp1250", "Kovács Győző;Erdős Enikő;Tóth Ödön"),
+    "Croatian": ("cp1250", "Ana Žnidarič;Šime Čović"),
+    "Romanian": ("cp1250", "Ştefan Mureşan;Ţuţea Cătălin;Brânduşa"),
+    "Turkish": ("cp1254", "Ayşe Yıldız;Özgür Şahin;Çiğdem Öztürk"),  # noqa: RUF001
+    "German": ("cp1252", "Jürgen Größ;Käthe Müller"),
+    "French": ("cp1252", "Zoë Lefèvre;Noël Français;Chloé Dubœuf"),
+    "Spanish": ("cp1252", "Mª José Peña;Íñigo Núñez;Begoña Ibáñez"),
+    "Portuguese": ("cp1252", "João Gonçalves;Conceição Simões"),
+    "Icelandic": ("cp1252", "Jón Þórðarson;Guðrún Ægisdóttir"),
+    "Danish": ("cp1252", "Søren Kjær;Åse Bjørnstad"),
+    "Catalan": ("cp1252", "Gal·la Puigcorbé;Núria Gràcia"),
+    "Irish": ("cp1252", "Seán O´Brien;Róisín D’Arcy"),  # noqa: RUF001
+    "one letter": ("cp1252", "René"),
+}
+
+
+@pytest.mark.parametrize("language", ROSTERS)
+@pytest.mark.parametrize("group", ["7b", "1ºA", "2ª B"])
+def test_the_letters_of_an_old_spreadsheet(language: str, group: str) -> None:
+    """Each name once, as a class of a school in that country might be saved there, with its classes as Spain writes them."""
+    page, names = ROSTERS[language]
+    group = group if page == "cp1252" else "7b"
+    text = "name;full_name;classes\r\n" + "".join(f"p{n};{one};{group}\r\n" for n, one in enumerate(names.split(";")))
+    roll = read_csv(text.encode(page), "people.csv")
+    assert [one.full_name for one in roll.entries] == names.split(";") and not roll.faults
+    assert all(one.classes == (group,) for one in roll.entries)
+    (note,) = roll.notes
+    called = {"cp1250": "Windows-1250 (", "iso8859-2": "ISO 8859-2 (", "cp1254": "Windows-1254 (", "cp1252": "Windows-1252."}
+    assert called[page] in note or (page == "cp1250" and "ISO 8859-2" in note), "where both read the same, either will do"
+    assert "Check that letters such as" in note
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"\n\n", b"first,last\nA,B\n", b"\x00\x01\x02", b"name\n\x81\x8d", b'name\n"open', b"PK\x03\x04 no archive",

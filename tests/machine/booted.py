@@ -89,21 +89,9 @@ class Box:
 
     def start(self, command: str) -> subprocess.Popen[str]:
         """A command that is not waited for."""
-        words = [
-            "nsenter",
-            "-t",
-            self._leader(),
-            "-a",
-            "env",
-            "-i",
-            "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME=/root",
-            "sh",
-            "-c",
-        ]
-        return subprocess.Popen(
-            [*words, f"cd /; {command}"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        words = [*_inside(self._leader()), f"cd /; {command}"]
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=quiet, text=True)
 
     def code(self, command: str) -> tuple[int, str]:
         """The exit code of a command, and what it said."""
@@ -141,7 +129,7 @@ class Box:
 
 
 def _inside(leader: str) -> list[str]:
-    path = "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return ["nsenter", "-t", leader, "-a", "env", "-i", path, "HOME=/root", "sh", "-c"]
 
 

@@ -17,6 +17,7 @@ from appliance.audit import Audit
 from appliance.db import Database
 from appliance.engine import schemas
 from appliance.errors import BadInput, Forbidden, ModelUnavailable, TooLarge
+from appliance.forms import Field
 from appliance.practice.criteria import CRITERIA, USUAL
 from appliance.practice.exchange import MOVES
 from appliance.practice.generating import SCHEMA, TEMPERS, NoScene, Wish, facts_of, generate, phase_of
@@ -212,6 +213,32 @@ def test_what_the_module_promises_is_what_is_read_here() -> None:
     for shown in module.demonstrations:
         made = read(facts_of(json.dumps(shown.outputs), Wish("", str(shown.inputs.get("grade", "")), "x")), "x")
         assert len(made.pupils) >= 2 and len(made.rubric) >= 3 and any(one.misconception for one in made.pupils)
+
+
+def test_the_module_and_the_schema_agree_about_every_length_and_choice() -> None:
+    """So that what a small model is told is what it is held to, and what it is held to is what a scene can hold."""
+    counted = 0
+
+    def agree(fields: Sequence[Field], schema: Mapping[str, Any], of: str) -> None:
+        nonlocal counted
+        assert [one.name for one in fields] == [*schema["properties"]] == schema["required"], of
+        for one in fields:
+            found, where = schema["properties"][one.name], f"{of}.{one.name}"
+            if found.get("type") == "array":
+                assert one.type.startswith("list") and one.items == found["maxItems"], where
+                found = found["items"]
+            if found.get("type") == "object":
+                agree(one.fields, found, where)
+            elif "enum" in found:
+                assert list(one.choices) == found["enum"], where
+            else:
+                assert one.letters == found["maxLength"], where
+            counted += 1
+
+    agree(prompts.load("scenario_generator").outputs, SCHEMA, "scene")
+    assert counted > 20
+    for ids in USUAL.values():
+        assert set(ids) <= set(CRITERIA)
 
 
 async def test_the_road_to_the_model_leads_through_the_guard(settings: Settings) -> None:

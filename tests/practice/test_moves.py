@@ -56,6 +56,25 @@ def test_a_pause_needs_its_seconds_and_has_no_words() -> None:
     assert "wait" in ids("What do you think?", waited=8)
 
 
+def silence(line: str) -> tuple[str, float | None]:
+    """What the teacher said, and the seconds between the end of the pupil's line and that, None where a time is missing."""
+    times, _, said = line.partition(" | ")
+    ended, began = (seconds(one) for one in times.split(" > "))
+    return said, None if ended is None or began is None else round(began - ended, 1)
+
+
+def seconds(clock: str) -> float | None:
+    minutes, colon, rest = clock.partition(":")
+    return 60 * int(minutes) + float(rest) if colon else None
+
+
+def test_a_pause_is_found_by_the_clock_and_not_by_what_is_said() -> None:
+    pauses = WRITTEN["wait"]
+    assert len(pauses["yes"]) >= 20 and len(pauses["no"]) >= 20
+    found = {line for side in pauses.values() for line in side if "wait" in ids(silence(line)[0], waited=silence(line)[1])}
+    assert found == set(pauses["yes"])
+
+
 @pytest.mark.parametrize(
     ("said", "move"),
     [

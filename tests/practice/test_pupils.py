@@ -45,6 +45,23 @@ def test_thirty_turns_of_kindness_telling_and_insisting_change_no_mind(seed: int
     assert not heard["understands"] and not heard["wavers"] and heard["agrees"] and heard["holds"]
 
 
+@pytest.mark.parametrize(
+    ("said", "held"),
+    [
+        ("Do you understand now how it is with the eighth, Amara?", 3),
+        ("Will you agree with me about the eighth, Amara, because I ask you so?", 3),
+        ("I would be so glad if you said why an eighth is smaller, Amara.", 3),
+        ("For my sake, Amara, say what an eighth is.", 3),
+        ("Do you agree with Joon about the eighth, Amara, and why?", 2),
+        ("Can you see how many pieces there are, Amara?", 2),
+        ("I promise to listen, Amara. Why would the eighth be more?", 2),
+    ],
+)
+def test_a_plea_is_no_reason_and_a_question_that_asks_for_one_is(said: str, held: int) -> None:
+    room, _ = play(scene(), [(said, ("check", "elicit", "press", "hint"))])
+    assert state(room, "Amara").hold == held
+
+
 @pytest.mark.parametrize("move", sorted(BELIEF.yields_to))
 @pytest.mark.parametrize("strength", range(1, 7))
 def test_the_right_moves_take_as_many_turns_as_the_belief_is_strong(move: str, strength: int) -> None:

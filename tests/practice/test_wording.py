@@ -154,7 +154,7 @@ async def test_a_model_that_never_answers_holds_no_lesson_up(settings: Settings)
 
 async def test_the_pretend_model_of_a_load_test_leaves_written_lines(settings: Settings) -> None:
     class Pretend(PretendPool):
-        async def serving(self, task: str = "") -> Serving:  # noqa: ARG002
+        async def serving(self, task: str = "", inside: bool = False) -> Serving:  # noqa: ARG002
             return Serving("fake", "fake", "Pretend", False, True, "")
 
         async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:

@@ -37,6 +37,7 @@ from appliance.practice.wording import Wording
 from appliance.registry import Registry
 from appliance.safeguarding import Safeguarding
 from appliance.settings import Settings
+from appliance.standards import Standards
 from appliance.tuning.giving import Giving
 
 LEAVES = (
@@ -130,7 +131,7 @@ class PretendPool:
         self.requests: list[Request] = []
         self.open = 0
 
-    async def serving(self, task: str = "") -> Serving:  # noqa: ARG002
+    async def serving(self, task: str = "", inside: bool = False) -> Serving:  # noqa: ARG002
         if self.model is None or self.down:
             return Serving("quotes", "quotes", "Quotes from the documents", False, not self.down, "Quotes answer.")
         return Serving("llama", self.model, "Green model", self.starter, True, "The promoted model answers.")
@@ -163,8 +164,8 @@ class PretendPool:
             raise NotFound(f"There is no model called {name!r}.", "See /v1/models.")
         return self.starter
 
-    async def count(self, messages: Sequence[Message], task: str = "", model: str = "default") -> int:
-        del task, model
+    async def count(self, messages: Sequence[Message], task: str = "", model: str = "default", inside: bool = True) -> int:
+        del task, model, inside
         return sum(len(message.content.split()) for message in messages)
 
     async def embed(self, texts: Sequence[str]) -> Any:
@@ -196,7 +197,8 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
     return SimpleNamespace(
         settings=settings, database=database, accounts=accounts, library=library, pool=pool, chat=chat, registry=registry,
         people=People(database), classes=Classes(database), audit=audit, feedback=feedback, safeguarding=safeguarding,
-        oidc=oidc, scenes=scenes, rehearsals=Rehearsals(database, accounts, scenes, mentors, wording),
+        oidc=oidc, scenes=scenes, standards=Standards(database, accounts, audit),
+        rehearsals=Rehearsals(database, accounts, scenes, mentors, wording),
         jobs=Jobs(database, settings), promote=_nothing_to_serve, rollback=_nothing_to_serve, retraining_plan=list,
     )  # fmt: skip
 

@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from appliance import prompts
 from appliance.errors import GateNotPassed
-from appliance.registry import Registry
+from appliance.registry import Manifest, Registry
 from appliance.settings import Settings
 from tests.web.staff import signed_in
 
@@ -89,7 +90,11 @@ async def test_jobs_are_shown_stopped_and_begun_again(box: Any, person: httpx.As
     job = box.jobs.enqueue("retrain", {"base": None}, owner="somebody")
     box.jobs.note(job.id, "a line of its record")
     listed = (await person.get("/admin/jobs")).text
-    assert f"/admin/jobs/{job.id}" in listed and "waiting" in listed and "worker is not running" in listed
+    assert (
+        f'/admin/jobs/{job.id}">Making the next model</a>' in listed
+        and "waiting" in listed
+        and "worker is not running" in listed
+    )
     assert "a line of its record" in (await person.get(f"/admin/jobs/{job.id}")).text
     assert (await person.post(f"/admin/jobs/{job.id}/cancel")).status_code == 303
     assert box.jobs.get(job.id).state == "cancelled"
@@ -113,6 +118,33 @@ async def test_the_record_is_shown_with_names_and_checked(box: Any, person: http
     assert "The audit record was changed" in (await person.get("/admin/audit?verify=1")).text
 
 
+@pytest.mark.usefixtures("models")
+async def test_the_record_names_people_classes_and_models_beside_their_ids(box: Any, person: httpx.AsyncClient) -> None:
+    lesson = box.classes.add("7 B <i>")
+    ann, _ = box.people.add("ann <b>", "teacher", full_name="Ann Lee")
+    me = box.accounts.named("Ms Green").id
+    for verb, thing, actor in (
+        ("open class", lesson.id, ann.id),
+        ("admit", f"person {ann.id}", ann.id),
+        ("promote", "green-1", me),
+        ("make passwords", "people", "root"),
+    ):
+        box.audit.note(verb, thing, {}, actor=actor)
+    box.classes.archive(lesson.id)
+    told = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (await person.get("/admin/audit")).text))
+    for row in (
+        f"ann &lt;b&gt; {ann.id} open class 7 B &lt;i&gt; {lesson.id} ",
+        f"ann &lt;b&gt; {ann.id} admit ann &lt;b&gt; person {ann.id} ",
+        f"Ms Green {me} promote green-1 &lt;b&gt;title&lt;/b&gt; green-1 ",
+        " root make passwords people ",
+    ):
+        assert row in told, row
+    box.people.remove(ann.id)
+    told = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (await person.get("/admin/audit")).text))
+    assert "ann &lt;b&gt;" not in told and f" {ann.id} admit person {ann.id} " in told, "who is erased is an id"
+    assert box.audit.verify() == 4
+
+
 async def test_a_model_is_served_with_a_reason_and_gone_back_from(
     box: Any, person: httpx.AsyncClient, models: Registry
 ) -> None:
@@ -131,6 +163,34 @@ async def test_a_model_is_served_with_a_reason_and_gone_back_from(
     assert "3 rows would be used." in plan and "&lt;review&gt;" in plan
     started = await person.post("/admin/retrain")
     assert started.headers["location"].startswith("/admin/jobs/") and box.jobs.list()[0].kind == "retrain"
+
+
+async def test_everything_that_was_tuned_stands_in_one_table_and_plugins_say_what_they_need(
+    box: Any, person: httpx.AsyncClient, models: Registry
+) -> None:
+    about = {"plugin": "openai", "model": "ft:x", "base": "gpt-<i>", "method": "supervised", "cost": 1.5, "currency": "USD"}
+    far = Manifest("far-1", "hosted", "Far <b>model", "terms", 4096, {}, hosted=about, dataset="d" * 64)
+    models.add_hosted(far)
+    me = box.accounts.local_administrator()
+    word = prompts.load("teacher_responder").as_program()
+    made = box.chat.programs.add(me, word, report={"passed": True, "method": "bootstrap"}, maker="dspy")
+    plain = box.chat.programs.add(me, word, subject="history", maker="import")
+    page = (await person.get("/admin/models")).text
+    for words in (
+        "openai supervised",
+        "gpt-&lt;i&gt;",
+        "1.5 USD",
+        "dddddddd",
+        "dspy bootstrap",
+        "imported",
+        "on another machine",
+    ):
+        assert words in page, words
+    assert "Far <b>" not in page and "Another model server is off while the box is air-gapped." in page
+    assert (await person.post(f"/admin/models/{plain.id}/promote")).status_code == 409
+    done = await person.post(f"/admin/models/{made.id}/promote")
+    assert done.status_code == 303 and box.chat.programs.get(made.id).state == "active"
+    assert box.audit.entries(thing=made.id)[-1].actor == box.accounts.named("Ms Green").id
 
 
 async def test_a_report_is_shown_and_may_do_nothing(person: httpx.AsyncClient, models: Registry) -> None:

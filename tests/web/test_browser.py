@@ -91,6 +91,7 @@ def test_ask_read_open_a_source(page: Any, tmp_path: Path) -> None:
     assert page.locator(".own-title").is_visible() and page.locator("#question").input_value() == ""
     done(page)
     page.screenshot(path=tmp_path / "answer.png")
+    assert page.locator(".sources b").first.is_visible() and page.locator(".sources b").first.bounding_box()["width"] > 80
     assert re.search(r"/chat/\w{16}$", page.url) and page.title().startswith(QUESTION)
     assert page.locator("#stop").is_hidden() and page.locator("#send").is_visible()
     cite = page.locator(".cite").first
@@ -107,6 +108,19 @@ def test_ask_read_open_a_source(page: Any, tmp_path: Path) -> None:
     assert page.locator("mark.here").is_visible()
 
 
+def test_that_nothing_covers_it_is_said_first(page: Any) -> None:
+    page.evaluate("""() => new MutationObserver(() => {
+      const words = document.querySelector('[data-state=streaming] .preface')?.textContent;
+      const own = document.querySelector('[data-state=streaming] .starter .writing')?.textContent;
+      if (words && own) window.first = words;
+    }).observe(document.body, { subtree: true, childList: true, characterData: true })""")
+    ask(page, "What is the capital of Peru?")
+    done(page)
+    assert page.evaluate("window.first").startswith("The school's documents do not cover this."), "while it is written"
+    assert page.locator(".preface").inner_text().endswith("Nearest in the library: The water cycle.")
+    assert page.locator(".own-title").is_visible() and page.locator(".lead").count() == 0
+
+
 def test_nothing_is_wider_than_the_page(page: Any) -> None:
     ask(page, "leaves " + "w" * 300)
     done(page)
@@ -115,6 +129,26 @@ def test_nothing_is_wider_than_the_page(page: Any) -> None:
     for path in (here, "/chat", "/library", "/keys", "/about", "/passage/12"):
         page.goto(path if path.startswith("http") else here.split("/chat")[0] + path)
         assert page.evaluate("document.documentElement.scrollWidth") <= 320, path
+
+
+def test_a_phones_header_says_where_one_is(page: Any) -> None:
+    phone, where = page.viewport_size["width"] < 500, page.locator(".top .where")
+    home, height = page.url.removesuffix("/chat"), page.locator(".top").evaluate("top => top.clientHeight")
+    assert where.text_content() == "New chat"
+    ask(page, "Why are leaves green, in all the words that a very curious pupil can think of?")
+    done(page)
+    title = page.locator("#title").inner_text()
+    assert where.text_content() == title and title.startswith("Why are leaves green"), "without a reload"
+    page.goto(f"{home}/library")
+    assert where.text_content() == "Library"
+    page.goto(f"{home}/chats")
+    page.locator("main a", has_text="Why are leaves green, in all").first.click()
+    page.wait_for_url("**/chat/*")
+    assert where.text_content() == title and page.locator(".top").evaluate("top => top.clientHeight") == height, "on one line"
+    assert where.is_visible() == phone and page.locator(".school").is_visible() != phone
+    if phone:
+        page.click(".menu summary")
+        assert page.locator(".of-school").is_visible()
 
 
 def test_a_reload_in_mid_answer(page: Any) -> None:

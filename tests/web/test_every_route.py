@@ -34,7 +34,7 @@ from appliance.engine.handler import Message
 from appliance.knowledge.library import Library
 from appliance.knowledge.shelves import EVERYTHING, Filter, Reader
 from appliance.settings import Settings
-from appliance.tables import keys
+from appliance.tables import keys, metadata
 from appliance.tuning.store import ExampleStore
 from appliance.web.server import create_app
 from tests.knowledge.helpers import embed
@@ -205,6 +205,11 @@ TABLE: dict[tuple[str, str], Row] = {
     ("POST", "/practice/mentors"): Row(STAFF, form={"name": ""}, status=400),
     ("POST", "/practice/mentors/end"): Row(BROWN | LEAD, form={"owner": "{brown id}", "mentor": "{lead id}"}),
     ("GET", "/practice/shared/{owner}"): Row(LEAD, at={"owner": "brown id"}),
+    # curriculum standards
+    ("GET", "/standards"): Row(STAFF),
+    ("POST", "/standards"): Row(HEAD, status=400),
+    ("GET", "/standards/file"): Row(STAFF),
+    ("POST", "/standards/tag"): Row(TEACH, form={"kind": "class", "thing": "{class}", "code": "S.7", "undo": "1"}),
     # the box
     ("GET", "/admin"): Row(HEAD),
     ("GET", "/admin/health"): Row(HEAD),
@@ -416,6 +421,33 @@ async def test_who_gets_in(school: tuple[Path, dict[str, Any]], tmp_path: Path, 
                 wrong.append(f"{actor} reads {', '.join(sorted(seen))} ({says})")
         await shut(box)
     assert not wrong, f'("{method}", "{path}"): ' + "; ".join(wrong)
+
+
+def contents(box: Any) -> dict[str, list[Any]]:
+    with box.database.read() as connection:
+        return {name: [tuple(row) for row in connection.execute(sa.select(table))] for name, table in metadata.tables.items()}
+
+
+async def test_every_form_needs_the_token_of_the_session_that_sends_it(school: Any, tmp_path: Path) -> None:
+    """Each is sent by somebody who gets in, all as it should be but for the token: without one, with the one of visitors, with
+    another person's. A page of another site can do no more, whatever it makes a browser send."""
+    home, known = school
+    shutil.copytree(home, tmp_path / "home")
+    box = open_box(tmp_path / "home")
+    app, before, asked, wrong = create_app(box), contents(box), 0, []
+    for (method, path), row in TABLE.items():
+        inside = sorted(row.who - {"nobody", "gone"}) or ["ann"]
+        if method != "POST" or row.scope:
+            continue
+        for token in ("", "visitor's own", known["ben" if inside[0] != "ben" else "ann"]["csrf"], "é"):
+            sender = {**known[inside[0]], "csrf": token.encode()}
+            reply = await ask(app, {**known, inside[0]: sender}, inside[0], method, path, row)
+            asked += 1
+            if reply.status_code != 403 or "This form is too old or did not come from this page." not in reply.text:
+                wrong.append(f"POST {path} with {token[:20]!r}: {reply.status_code}")
+    assert not wrong, "\n".join(wrong)
+    assert asked > 200 and contents(box) == before, "nothing has changed"
+    await shut(box)
 
 
 # --- another's ids where a body holds them ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ ADMINISTRATOR = (
     "/chat", "/chats", "/classes", "/classes/archive", "/library", "/library/add", "/library/checks", "/review", "/counts",
     "/quotas", "/admin", "/admin/health", "/admin/settings", "/admin/audit", "/admin/jobs", "/admin/models", "/admin/retrain",
     "/admin/people", "/admin/people/import", "/keys", "/me", "/me/password", "/me/second-step", "/about",
-    "/practice", "/practice/write", "/practice/progress", "/practice/mentors",
+    "/practice", "/practice/write", "/practice/progress", "/practice/mentors", "/standards",
 )  # fmt: skip
 ANYBODY = ("/", "/class")
 LOOKS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -94,5 +94,6 @@ def test_the_address_of_every_page_is_looked_at(signed_in: tuple[str, Any]) -> N
     assert signed_in
     plain = {path for method, path in TABLE if method == "GET" and "{" not in path and not path.startswith("/v1/")}
     no_pages = {"/health", "/ready", "/admin/people/export", "/safeguarding/alarm", "/sign-in/code", "/sign-in/oidc",
-                "/sign-in/oidc/callback", "/sign-in/oidc/again", "/admin/compare", "/safeguarding"}  # fmt: skip
+                "/sign-in/oidc/callback", "/sign-in/oidc/again", "/admin/compare", "/safeguarding",
+                "/standards/file"}  # fmt: skip
     assert plain - no_pages == {*ADMINISTRATOR, *ANYBODY}

@@ -121,3 +121,37 @@ def test_a_service_writes_lines_of_json_and_nothing_else(tmp_path: Path) -> None
     assert CANARY not in str(lines)
     assert [(line["route"], line["status"]) for line in lines if line["message"] == "request"] == [("/health", 200)]
     assert {line["process"] for line in lines} == {"web"} and "Invalid HTTP request received." in {o["message"] for o in lines}
+
+
+FATAL = {
+    "the port is taken": (["web", "--port", "TAKEN"], {}, "conflict", 1),
+    "no such port": (["web", "--port", "0"], {}, "usage", 2),
+    "air-gapped": (["egress"], {}, "forbidden", 3),
+    "a setting": (["worker"], {"APPLIANCE_SLOTS": "many"}, "bad_input", 1),
+    "the path of the socket": (["engine"], {}, "bad_input", 1),
+}
+
+
+@pytest.mark.parametrize("why", FATAL)
+def test_what_ends_a_service_at_its_start_is_a_line_of_json_too(tmp_path: Path, why: str) -> None:
+    arguments, more, code, status = FATAL[why]
+    home = tmp_path / ("long" * 30 if why == "the path of the socket" else "home")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments = [one.replace("TAKEN", str(taken.getsockname()[1])) for one in arguments]
+        command = [sys.executable, "-m", "appliance", "--home", str(home), *arguments]
+        environment = {**os.environ, "APPLIANCE_LOG_FORMAT": "json", **more}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    (line,) = [json.loads(one) for one in done.stderr.splitlines()]
+    assert (line["level"], line["process"], line["code"], line["exit"]) == ("critical", arguments[0], code, status)
+    assert done.returncode == status and line["message"].endswith(".") and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("form", "arguments", "status"), [("json", ["models", "show", "nothing"], 1), ("plain", ["egress"], 3)]
+)
+def test_who_reads_for_themselves_reads_sentences(tmp_path: Path, form: str, arguments: list[str], status: int) -> None:
+    """Of a command for people whatever the setting, and of a service where it says so."""
+    command = [sys.executable, "-m", "appliance", "--home", str(tmp_path), *arguments]
+    environment = {**os.environ, "APPLIANCE_LOG_FORMAT": form}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == status and done.stderr.startswith("Error: ") and "\nTry: " in done.stderr

@@ -153,6 +153,32 @@ async def test_a_planted_cookie_is_never_taken_over(box: Any, app: FastAPI) -> N
     assert box.accounts.session("planted") is None
 
 
+@pytest.mark.parametrize("way", ["password", "second step", "class code"])
+async def test_whoever_signs_in_leaves_a_planted_session_behind(box: Any, app: FastAPI, lesson: Any, way: str) -> None:
+    """Eve has put her own session into the victim's browser: what the victim does then is not done in it."""
+    eve, _ = box.people.add("Eve", TEACHER, password=PASSWORD)
+    planted = box.accounts.begin(eve.id)
+    ann, secret = box.accounts.named("Ann"), box.accounts.second_step.new_secret()
+    if way == "second step":
+        box.accounts.second_step.turn_on(ann.id, secret, pyotp.TOTP(secret).now())
+        with box.database.begin() as connection:
+            connection.execute(sa.update(users).values(totp_step=users.c.totp_step - 3))
+    async with browser(app) as client:
+        client.cookies.set("session", planted, domain="localhost.local")
+        token = await csrf(client, "/me")
+        form = {"csrf": token, "name": "Ann", "password": PASSWORD, "code": box.accounts.class_codes.make(lesson.id)}
+        mia = box.accounts.named("mia").id
+        reply = await client.post("/class" if way == "class code" else "/sign-in", data={**form, "pupil": mia})
+        assert reply.status_code == 303 and box.accounts.session(planted) is None
+        if way == "second step":
+            assert client.cookies["session"] == planted and (await client.get("/chat")).headers["location"] == "/"
+            form = {"csrf": await csrf(client, "/sign-in/code"), "code": pyotp.TOTP(secret).now()}
+            assert (await client.post("/sign-in/code", data=form)).status_code == 303
+        mine = box.accounts.session(client.cookies["session"])
+        assert client.cookies["session"] != planted and mine.csrf != token
+        assert mine.user.name == ("mia" if way == "class code" else "Ann")
+
+
 # --- the second step -------------------------------------------------------------------------------------------------
 async def second_step_on(box: Any, person: httpx.AsyncClient) -> tuple[str, list[str]]:
     page = (await person.get("/me/second-step")).text
@@ -194,6 +220,27 @@ async def test_signing_in_with_the_second_step(box: Any, app: FastAPI, person: h
     assert "9 recovery codes are left" in (await person.get("/me/second-step")).text
 
 
+async def test_the_second_step_signs_one_out_everywhere_else(box: Any, app: FastAPI, person: httpx.AsyncClient) -> None:
+    async with browser(app) as other:
+        await sign_in(other, NAME, PASSWORD)
+        page = (await person.get("/me/second-step")).text
+        assert "Turning it on signs you out everywhere else." in page
+        secret = re.findall(r'name="secret" value="([A-Z2-7]{32})"', page)[0]
+        form = {"secret": secret, "code": pyotp.TOTP(secret).now(), "password": "not mine"}
+        assert (await person.post("/me/second-step", data=form)).status_code == 401
+        assert (await other.get("/me")).status_code == 200, "nothing has happened yet"
+        page = (await person.post("/me/second-step", data={**form, "password": PASSWORD})).text
+        assert "The second step is on. You are signed out everywhere else." in page
+        assert (await other.get("/chat")).headers["location"] == "/" and (await person.get("/chat")).status_code == 200
+        other.cookies.set("session", box.accounts.renew(box.accounts.named(NAME).id), domain="localhost.local")
+        assert (await other.get("/me")).status_code == 200
+        page = (await person.post("/me/second-step/codes", data={"password": PASSWORD})).text
+        assert "signed out" not in page and (await other.get("/me")).status_code == 200
+        reply = await person.post("/me/second-step/off", data={"password": PASSWORD})
+        assert "You are signed out everywhere else." in (await person.get(reply.headers["location"])).text
+        assert (await other.get("/chat")).headers["location"] == "/"
+
+
 async def test_turning_the_second_step_off(box: Any, person: httpx.AsyncClient) -> None:
     await second_step_on(box, person)
     for path in ("/me/second-step/off", "/me/second-step/codes"):
@@ -202,7 +249,7 @@ async def test_turning_the_second_step_off(box: Any, person: httpx.AsyncClient) 
     assert page.count('<li class="code">') == 10
     assert (await person.post("/me/second-step/off", data={"password": PASSWORD})).headers["location"] == "/me?done=off"
     assert not box.people.list()[0].totp
-    assert [row.verb for row in box.audit.entries()] == ["second step on", "second step off"]
+    assert [row.verb for row in box.audit.entries()] == ["second step on", "second step codes", "second step off"]
 
 
 # --- a class's code --------------------------------------------------------------------------------------------------
@@ -243,6 +290,22 @@ async def test_a_pupil_comes_in_by_the_class(box: Any, app: FastAPI, lesson: Any
     assert [(row.verb, row.thing) for row in box.audit.entries()] == [
         ("class code", lesson.id), ("sign in by class code", id), ("class code ended", lesson.id),
     ]  # fmt: skip
+
+
+async def test_a_code_is_renewed_and_the_older_one_opens_nothing(box: Any, app: FastAPI, lesson: Any) -> None:
+    async with browser(app) as ann, browser(app) as mia:
+        await sign_in(ann, "Ann", PASSWORD)
+        codes = []
+        for hours in ("1", "2"):
+            page = (await ann.post(f"/classes/{lesson.id}/code", data={"hours": hours})).text
+            codes += re.findall(r'class="board"[^>]*>([\w-]+)<', page)
+        form = {"csrf": await csrf(mia, "/class")}
+        assert len(set(codes)) == 2
+        for code, status in zip(codes, (401, 200), strict=True):
+            assert (await mia.post("/class", data={**form, "code": code})).status_code == status
+        answers = [(await mia.post("/class", data={**form, "code": f"guess{number}"})).status_code for number in range(61)]
+        assert answers.count(401) == 59 and answers[-1] == 503, "with the one above, sixty are free"
+        assert len([row for row in box.audit.entries() if row.verb == "class code"]) == 2
 
 
 async def test_a_name_that_is_taken_needs_the_teacher(box: Any, app: FastAPI, lesson: Any) -> None:

@@ -309,7 +309,7 @@ async def test_staff_of_the_service_turn_the_second_step_on_and_off(
         reply = await other.post("/me/second-step/off", data={"csrf": await csrf(other, "/me")})
         assert reply.headers["location"] == "/me?done=off"
     assert (await sign_in(visitor, service)).headers["location"] == "/chat"
-    assert [row.verb for row in box.audit.entries()] == ["admit", "second step on", "second step off"]
+    assert [row.verb for row in box.audit.entries()] == ["admit", "second step on", "second step codes", "second step off"]
 
 
 async def test_what_does_not_show_who_one_is(

@@ -14,11 +14,11 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from appliance.errors import StorageFull
+from appliance.errors import ApplianceError, StorageFull
 from appliance.tables import attempts, turns
 from appliance.web.markdown import to_html
 from tests.web.box import LEAVES
-from tests.web.conftest import NAME, PASSWORD, csrf, events
+from tests.web.conftest import BASE, NAME, PASSWORD, csrf, events
 
 QUESTION = "Why are leaves green?"
 
@@ -76,6 +76,26 @@ async def test_a_guesser_waits(box: Any, person: httpx.AsyncClient) -> None:
     assert answers == [401] * 10 + [503] * 2
     reply = await person.post("/sign-in", data={**form, "password": PASSWORD})
     assert reply.status_code == 503 and "Wait" in reply.text
+
+
+async def test_a_browser_that_was_signed_in_before_gets_in_whatever_others_try(
+    box: Any, app: Any, person: httpx.AsyncClient
+) -> None:
+    await person.post("/sign-out")
+    del person.headers["x-csrf-token"]
+    for number in range(40):
+        with pytest.raises(ApplianceError):
+            box.accounts.sign_in(NAME, "wrong password", f"10.0.0.{number}")
+    form = {"csrf": await csrf(person), "name": NAME, "password": PASSWORD}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url=BASE, headers={"accept": "text/html"}) as other:
+        reply = await other.post("/sign-in", data={**form, "csrf": await csrf(other)})
+        assert reply.status_code == 503 and "device" not in other.cookies
+    mark = person.cookies["device"]
+    reply = await person.post("/sign-in", data=form)
+    assert reply.status_code == 303 and NAME in (await person.get("/chat")).text and person.cookies["device"] == mark
+    kept = next(one for one in reply.headers.get_list("set-cookie") if one.startswith("device="))
+    assert "HttpOnly" in kept and "SameSite=lax" in kept and box.accounts.named(NAME).id not in mark
 
 
 async def test_cookies_behind_https(box: Any, app: Any) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gettext
 import html
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -15,8 +16,12 @@ import sqlalchemy as sa
 
 from appliance.asking import ask_text
 from appliance.errors import Forbidden
+from appliance.practice import criteria, feedback, portfolio
 from appliance.practice.portfolio import NO_RATING
+from appliance.practice.scenario import written
 from appliance.tables import rehearsals
+from appliance.web import show, words
+from appliance.web.sentences import sentences
 from tests.web.staff import signed_in
 
 SCENE = "/practice/scenes/larger-denominator"
@@ -84,11 +89,11 @@ async def test_a_lesson_from_scene_to_feedback_to_a_second_attempt(brown: httpx.
     assert (await say(brown, lesson, "The rule is simple: it is a third.")).status_code == 303
     assert (await brown.post(f"{lesson}/finish")).headers["location"] == f"{lesson}/feedback"
     assert (await brown.get(lesson)).headers["location"] == f"{lesson}/feedback"
-    feedback = await brown.get(f"{lesson}/feedback")
-    assert NO_RATING in plain(feedback) and "One thing to try" in plain(feedback)
-    assert re.search(r"<blockquote[^>]*>What do you think is more", feedback.text), "their own words, quoted"
-    assert "asks what a pupil thinks or knows" in plain(feedback) and "of all words" in plain(feedback).lower()
-    turns = re.findall(r'name="turn" value="(\w+)"', feedback.text)
+    told = await brown.get(f"{lesson}/feedback")
+    assert NO_RATING in plain(told) and "One thing to try" in plain(told)
+    assert re.search(r"<blockquote[^>]*>What do you think is more", told.text), "their own words, quoted"
+    assert "asks what a pupil thinks or knows" in plain(told) and "of all words" in plain(told).lower()
+    turns = re.findall(r'name="turn" value="(\w+)"', told.text)
     again = (await brown.post(f"{lesson}/rewind", data={"turn": turns[1]})).headers["location"].removesuffix("#now")
     assert again != lesson and plain(await brown.get(again)).count(ASKS) == 1
     await say(brown, again, "Why do you think so, Amara? What would you draw?")
@@ -151,6 +156,51 @@ async def test_the_page_says_where_the_lines_come_from(box: Any, brown: httpx.As
     other = await begin(brown)
     await say(brown, other)
     assert "no model words them now" in plain(await brown.get(other))
+
+
+class Marked(gettext.NullTranslations):
+    """Every sentence that is looked up comes back between marks."""
+
+    def gettext(self, message: str) -> str:
+        return f"«{message}»"
+
+    def ngettext(self, msgid1: str, msgid2: str, n: int) -> str:
+        return f"«{msgid1 if n == 1 else msgid2}»"
+
+
+@pytest.fixture
+def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(words, "catalogue", lambda _language: Marked())
+    show._templates.cache_clear()
+    yield
+    show._templates.cache_clear()
+
+
+@pytest.mark.usefixtures("marked")
+async def test_what_is_told_of_a_lesson_is_said_in_the_readers_language(brown: httpx.AsyncClient) -> None:
+    lesson = await begin(brown)
+    await brown.post(f"{lesson}/finish")
+    assert f"«{feedback.NOTHING_SAID}»" in plain(await brown.get(f"{lesson}/feedback"))
+    again = await begin(brown)
+    await say(brown, again, "The rule is simple: it is a third. " * 6)
+    wrong = await say(brown, again, " ")
+    assert "«Nothing was said.» «Write what you would say to the class.»" in plain(wrong)
+    await brown.post(f"{again}/finish")
+    told = plain(await brown.get(f"{again}/feedback"))
+    rubric = written()["larger-denominator"].rubric
+    assert all(f"«{one.name}»" in told and f"«{one.levels[0]}»" in told for one in rubric)
+    assert any(f"«{one.try_this}»" in told for one in rubric)
+    compared = plain(await brown.get(f"{lesson}/compare/{again.rpartition('/')[2]}"))
+    assert f"«{feedback.AS_BEFORE}»" in compared and f"«{rubric[0].levels[0]}»" in compared
+    copy = (await brown.get("/practice/export.md")).text
+    assert "«Teaching practice»" in copy and f"«{rubric[0].name}»".split()[0] in copy
+
+
+def test_whatever_practice_says_by_itself_is_there_to_be_translated() -> None:
+    found = {one for one, _ in sentences()}
+    assert {*feedback.SENTENCES, *criteria.SENTENCES, *portfolio.SENTENCES} <= found and len(criteria.SENTENCES) == 45
+    assert {"Nothing was said.", "This lesson went on in another tab.", "The time of this lesson is over."} <= found
+    assert {"This lesson is finished.", "There is no such turn in this lesson.", "You cannot be your own mentor."} <= found
 
 
 # --- mentors -----------------------------------------------------------------------------------------------------------------

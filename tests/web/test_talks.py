@@ -15,10 +15,12 @@ import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 
+from appliance import teaching
 from appliance.errors import Conflict
 from appliance.tables import conversations
 from appliance.tuning.store import ExampleStore
 from appliance.web.export import file_name, markdown
+from tests.test_reading import EASY, HARD
 from tests.web.conftest import BASE, csrf, events
 from tests.web.test_pages import HOSTILE, QUESTION, ask
 
@@ -57,6 +59,33 @@ async def pupil(box: Any, app: FastAPI, person: httpx.AsyncClient) -> AsyncItera
 
 
 # --- branches --------------------------------------------------------------------------------------------------------
+async def test_an_answer_is_said_more_simply_through_the_ordinary_road(pupil: httpx.AsyncClient, box: Any) -> None:
+    lesson = box.classes.add("4C", grade="4")
+    box.people.join(box.accounts.named("Ann").id, lesson.id, teaches=False)
+    box.pool.answer = HARD
+    data = await ask(pupil, QUESTION)
+    page = await page_of(pupil, data["url"])
+    assert re.search(r'name="simpler" value="1"><button class="">Say it more simply', page), "too hard: it stands out"
+    box.pool.answer = EASY
+    page = await finished(pupil, await pupil.post(f"/chat/again/{data['turn']}", data={"simpler": "1"}))
+    assert "Answer 2 of 2" in page and "throws green light back" in page
+    assert re.search(r'name="simpler" value="1"><button class="link">Say it more simply', page)
+    first, second = [one.messages for one in box.pool.requests]
+    assert second[-1].content == f"{first[-1].content}\n{teaching.plainer()}" and "short sentences" in teaching.plainer()
+    assert second[:-1] == first[:-1] and box.pool.requests[1].temperature > 0
+    turn = re.findall(r'class="turn answer" id="(\w+)"', page)[-1]
+    assert box.chat.conversations.turn(box.accounts.named("Ann"), turn).facts["reading"]["inside"]
+    await finished(pupil, await pupil.post(f"/chat/again/{turn}"))
+    assert teaching.plainer() not in box.pool.requests[-1].messages[-1].content, "another answer is only another one"
+
+
+async def test_what_no_model_wrote_cannot_be_said_more_simply(person: httpx.AsyncClient, box: Any) -> None:
+    box.pool.model = None
+    assert "Say it more simply" not in await page_of(person, (await ask(person, QUESTION))["url"])
+    box.pool.model, box.pool.starter = "green-1", True
+    assert "Say it more simply" not in await page_of(person, (await ask(person, QUESTION))["url"])
+
+
 async def test_branches_by_plain_forms(person: httpx.AsyncClient, box: Any) -> None:
     data = await ask(person, QUESTION)
     url, first = data["url"], data["turn"]

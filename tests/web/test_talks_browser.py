@@ -266,6 +266,21 @@ def test_a_printed_chat_holds_what_was_said_and_no_buttons(page: Any, tmp_path: 
     assert corner == (255, 255, 255), "dark pages are printed on white paper"
 
 
+def test_a_copy_comes_as_a_file_and_the_printer_is_asked(page: Any) -> None:
+    ask(page)
+    done(page)
+    page.evaluate("window.print = () => { window.printed = true }")
+    page.locator(".more summary").focus()
+    page.keyboard.press("Enter")
+    for name, ending, holds in (("As text", ".md", "Leaves look **green**"), ("As data", ".json", '"role": "assistant"')):
+        with page.expect_download() as coming:
+            page.get_by_role("link", name=name).click()
+        assert coming.value.suggested_filename == f"Why are leaves green{ending}"
+        assert holds in Path(coming.value.path()).read_text("utf-8")
+    press(page, "Print, or save as PDF")
+    assert page.evaluate("window.printed") is True
+
+
 def test_all_of_it_without_script(browser: Any, box: Box) -> None:  # noqa: F811
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Set
 from functools import cache
 
 WESTERN = "cp1252"
@@ -43,11 +44,14 @@ _FEWEST = 2  # bytes that the two pages read differently
 _SURE, _CLEARLY = 3.0, 0.7  # how much likelier in all, and for each such byte (natural logarithms)
 
 
-def code_page(data: bytes) -> str:
-    """cp1250, iso8859-2 or cp1254 where one of them is clearly likelier than Western Europe's, else ""."""
+def code_page(data: bytes, letters: Set[int] = frozenset()) -> str:
+    """cp1250, iso8859-2 or cp1254 where one of them is clearly likelier than Western Europe's, else "".
+
+    letters: bytes that have to be letters where they stand, although Western Europe reads a sign.
+    """
     counted = {byte: count for byte, count in Counter(data).items() if byte > 0x7F}
     # A sign proves nothing by itself: what is ł in Polish is the 3 of cm³.
-    telling = {byte: count for byte, count in counted.items() if _telling(_read(WESTERN, byte))}
+    telling = {byte: count for byte, count in counted.items() if byte in letters or _telling(_read(WESTERN, byte))}
     likelier = []
     for page in _PAGES:
         gain = _likelihood(page, telling) - _likelihood(WESTERN, telling)

@@ -62,6 +62,7 @@ ask.addEventListener("submit", async (event) => {
     if (location.pathname !== data.url) {
       history.replaceState(null, "", data.url);
       document.title = document.title.replace(/^.* - /, () => `${data.title} - `);
+      $("where").textContent = data.title;
     }
     for (const list of document.querySelectorAll("[data-chats]")) list.innerHTML = data.chats;
     if ($("left")) $("left").innerHTML = data.left ?? "";
@@ -103,12 +104,17 @@ function follow(turn) {
     notice({ message }) {
       lead.before(Object.assign(document.createElement("p"), { className: "note", textContent: message }));
     },
+    opening({ message }) {
+      turn.querySelector(".preface")?.remove();
+      lead.before(Object.assign(document.createElement("p"), { className: "preface", textContent: message }));
+      speak(message);
+    },
     quotes({ html }) {
       lead.innerHTML = html;
       lead.hidden = false;
       own.classList.add("starter");
       own.querySelector(".own-title").hidden = false;
-      speak(lead.querySelector(".prose").textContent);
+      speak(lead.querySelector(".prose")?.textContent ?? "");
     },
     text({ delta }) {
       text.append(delta);

@@ -15,60 +15,21 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from appliance.errors import ApplianceError, BadInput, Conflict, ModelUnavailable, NotFound, from_os_error
 from appliance.files import sha256_of, sync, write_atomically
+from appliance.registry.manifest import FileFact, Kind, Manifest
 
-# merged: tuned here, its adapter worked into a file of its own. hosted: on another machine; nothing of it lies here.
-Kind = Literal["base", "adapter", "merged", "hosted"]
-ALIASES = ("champion", "previous")
+__all__ = ["ALIASES", "FileFact", "Kind", "Manifest", "Registry", "check_id"]
+
+# fallback: the local model that answers where the champion, on another machine, may not or cannot.
+ALIASES = ("champion", "previous", "fallback")
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # A task, or a task for one subject: "teacher_responder", "teacher_responder/mathematics".
 _TASK = re.compile(r"[a-z][a-z0-9_]{0,39}(/[^\W_][\w .-]{0,39})?")
-
-
-@dataclass(frozen=True, slots=True)
-class FileFact:
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What is known of one model. `context` in tokens; `dataset` and `recipe` are sha256 digests; `created` UTC seconds.
-
-    `starter` marks the small model that comes with the box and everything tuned from it: never to be taken for teaching.
-    `hosted` is what a plugin needs to reach a model elsewhere: {"plugin": its name, "model": what it is called there, ...}; no
-    secret stands in it.
-    """
-
-    id: str
-    kind: Kind
-    title: str
-    licence: str
-    context: int
-    files: dict[str, FileFact]
-    base: str | None = None
-    parents: tuple[str, ...] = ()
-    dataset: str | None = None
-    recipe: str | None = None
-    report: dict[str, Any] | None = None
-    starter: bool = False
-    created: float = 0.0
-    hosted: dict[str, Any] | None = None
-    aliases: tuple[str, ...] = field(default=(), compare=False)
-
-    @property
-    def origin(self) -> str:
-        """The id of the base that it was tuned from; its own where it was not tuned here."""
-        return self.base or (self.parents[0] if self.kind == "merged" and self.parents else self.id)
-
-    @property
-    def bytes(self) -> int:
-        return sum(fact.bytes for fact in self.files.values())
 
 
 class Registry:
@@ -172,11 +133,11 @@ class Registry:
     def for_task(self, task: str, subject: str = "") -> Sequence[str]:
         """The ids of what answers: the model chosen for a task and subject, else for the task; then what stands in for it.
 
-        That is the champion, then the model before it. Empty where nothing was promoted.
+        That is the champion, then the model before it, then the last local one. Empty where nothing was promoted.
         """
         chosen, aliases = self.tasks(), self.aliases()
         first = chosen.get(f"{task}/{subject.casefold()}") or chosen.get(task)
-        ids = (first, aliases.get("champion"), aliases.get("previous"))
+        ids = (first, *(aliases.get(alias) for alias in ALIASES))
         return [*dict.fromkeys(id for id in ids if id)]
 
     def verify(self, name: str) -> Manifest:
@@ -238,6 +199,29 @@ class Registry:
         except OSError as error:
             raise from_os_error(error, f"adding the model {id}") from error
 
+    def add_hosted(self, manifest: Manifest) -> Manifest:
+        """Take in a model of another machine (kind "hosted"): a manifest without a file; `created` is now where it is 0.
+
+        What it was made from stands in `hosted["base"]`, being no model of this box. The same plugin and model again brings its
+        other facts up to date; its report stays where none is given. Raises BadInput, Conflict where the id is another's.
+        """
+        check_id(manifest.id)
+        if manifest.kind != "hosted" or not all(_there_called(manifest)) or manifest.files or manifest.base or manifest.parents:
+            raise BadInput(f"{manifest.id!r} is no model of another machine.", "Name its plugin and its model there, no files.")
+        path = self.root / manifest.id / "manifest.json"
+        try:
+            with self._lock():
+                known = self.get(manifest.id) if path.is_file() else None
+                if known is not None and _there_called(known) != _there_called(manifest):
+                    raise _taken(manifest.id)
+                report, created = (known.report, known.created) if known else (None, manifest.created)
+                manifest = replace(manifest, report=manifest.report or report, created=created or time.time())
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                write_atomically(path, _record(manifest))
+        except OSError as error:
+            raise from_os_error(error, f"adding the model {manifest.id}") from error
+        return self.get(manifest.id)
+
     def _there(self, manifest: Manifest) -> Manifest | None:
         """The same model where it is here and whole. Raises Conflict where its id stands for something else."""
         target = self.root / manifest.id
@@ -250,10 +234,7 @@ class Registry:
         if known is None:
             return None  # nothing is there, or it lost its manifest
         if known.files != manifest.files:
-            raise Conflict(
-                f"There is another model called {manifest.id!r} already.",
-                f"Choose another name, or remove it first: `appliance models remove {manifest.id}`.",
-            )
+            raise _taken(manifest.id)
         try:
             return self.verify(manifest.id)
         except ModelUnavailable:
@@ -267,9 +248,7 @@ class Registry:
             return known
         for name in manifest.files:
             sync(folder / name)
-        record = asdict(manifest)
-        record.pop("aliases")
-        write_atomically(folder / "manifest.json", json.dumps(record, indent=1, ensure_ascii=False))
+        write_atomically(folder / "manifest.json", _record(manifest))
         try:
             self._put(folder, target)
         except OSError:  # another file system: copy beside the target, then the same rename
@@ -319,15 +298,23 @@ class Registry:
                 aliases = {}
             before = aliases.get("previous" if aliases.get("champion") == manifest.id else "champion")
             # An alarm about a damaged model ends here: somebody has chosen what serves.
-            active = {"champion": manifest.id, "previous": before if before and self._readable(before) else None}
+            active = {"champion": manifest.id, "previous": before if before and self._known(before) else None}
+            active["fallback"] = self._fallback(manifest, [aliases.get(alias) for alias in ALIASES])
             write_atomically(self.root / "active.json", json.dumps(active))
         return self.get(manifest.id)
 
-    def _readable(self, id: str) -> bool:
+    def _known(self, id: str) -> Manifest | None:
         try:
-            return self.get(id).id == id
+            return self.get(id)
         except ApplianceError:
-            return False
+            return None
+
+    def _fallback(self, champion: Manifest, ids: Sequence[str | None]) -> str | None:
+        """The local model that stands in for a hosted champion: the one that it names, else the first of `ids` that is one."""
+        if champion.kind != "hosted":
+            return None
+        found = (self._known(id) for id in ((champion.hosted or {}).get("fallback"), *ids) if id)
+        return next((one.id for one in found if one is not None and one.kind != "hosted"), None)
 
     def step_back(self) -> Manifest | None:
         """Where the champion's files are damaged and the previous model's are not, have that one serve and remember the alarm.
@@ -339,7 +326,8 @@ class Registry:
             champion, previous = aliases.get("champion"), aliases.get("previous")
             if champion is None or previous is None or self._whole(champion) or not self._whole(previous):
                 return None
-            active = {"champion": previous, "previous": None, "damaged": champion}
+            kept = self._fallback(self.get(previous), [aliases.get("fallback")])
+            active = {"champion": previous, "previous": None, "fallback": kept, "damaged": champion}
             write_atomically(self.root / "active.json", json.dumps(active))
         return self.get(previous)
 
@@ -438,6 +426,25 @@ class Registry:
         with open(self.root / ".lock", "w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def _there_called(manifest: Manifest) -> tuple[str, str]:
+    """Whose a hosted model is, and what it is called there; "" for what is not said."""
+    known = manifest.hosted or {}
+    return str(known.get("plugin") or ""), str(known.get("model") or "")
+
+
+def _taken(id: str) -> Conflict:
+    return Conflict(
+        f"There is another model called {id!r} already.",
+        f"Choose another name, or remove it first: `appliance models remove {id}`.",
+    )
+
+
+def _record(manifest: Manifest) -> str:
+    kept = asdict(manifest)
+    kept.pop("aliases")
+    return json.dumps(kept, indent=1, ensure_ascii=False)
 
 
 def check_id(id: str) -> None:
