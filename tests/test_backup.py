@@ -382,6 +382,17 @@ def test_a_kill_in_the_middle_of_the_change_leaves_the_old_state_or_the_new_one(
     assert kills > 15, "each step was tried"
 
 
+def test_a_kill_while_a_backup_is_made_ready_changes_nothing(kept: Kept, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home")
+    settings.home.mkdir()
+    (settings.home / "network.json").write_text("old")
+    assert killed_at(1, lambda: kept.backups(settings.home).prepare("latest", QUIET))
+    assert (settings.backups / "restored" / "home" / "appliance.sqlite3").is_file(), "it was proven, and not ready"
+    with pytest.raises(NotFound):
+        switch(settings)
+    assert state(settings.home) == {"network.json": "old"}
+
+
 def test_a_killed_backup_leaves_earlier_ones_and_the_next_one_works(kept: Kept, own: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(kept.home, home)
