@@ -6,6 +6,7 @@ write and checkpoint at once, fixed in 3.51.3), the pragmas, and alembic. Work i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,14 +69,10 @@ class Database:
     def migrate(self) -> None:
         """Bring the schema to this release's. Makes the file where there is none. Refuses a newer database."""
         from alembic import command
-        from alembic.config import Config
         from alembic.runtime.migration import MigrationContext
-        from alembic.script import ScriptDirectory
 
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        scripts = ScriptDirectory.from_config(config)
+        config, scripts = _scripts()
         with self.begin() as connection:
             current = MigrationContext.configure(connection).get_current_revision()
             if current == scripts.get_current_head():
@@ -89,11 +86,34 @@ class Database:
             command.upgrade(config, "head")
         self.path.chmod(0o600)
 
-    def check(self) -> None:
-        """Read the whole file. Raises ApplianceError if it is damaged."""
+    @staticmethod
+    def revisions() -> set[str]:
+        """The schemas that this release can open: its own, and those that it migrates."""
+        return {script.revision for script in _scripts()[1].walk_revisions()}
+
+    def check(self, *, thorough: bool = False) -> None:
+        """Read the whole file; thorough: and compare each index with its table. Raises ApplianceError if it is damaged."""
         with self.begin() as connection:
-            if connection.exec_driver_sql("PRAGMA quick_check").scalar() != "ok":
+            if connection.exec_driver_sql(f"PRAGMA {'integrity' if thorough else 'quick'}_check").scalar() != "ok":
                 raise _damaged(self.path)
+
+    def copy_to(self, path: Path) -> None:
+        """As it stands at this moment, into a new file for the owner alone, while others write. Raises ApplianceError."""
+        import pysqlite3
+
+        path.touch(mode=0o600)
+        try:
+            with contextlib.closing(pysqlite3.dbapi2.connect(str(path))) as copy:
+                connection = self.engine.raw_connection()
+                try:
+                    # All pages in one step: a reader in WAL mode holds up no writer, and never has to begin again.
+                    connection.driver_connection.backup(copy, pages=-1)  # type: ignore[union-attr]
+                finally:
+                    connection.close()
+        except pysqlite3.dbapi2.OperationalError as error:
+            raise _translate(error, self.path) from error
+        except pysqlite3.dbapi2.DatabaseError as error:
+            raise _damaged(self.path) from error
 
     def fold_log(self, *, patience: float = 2.0) -> bool:
         """Put the write-ahead log into the file and empty it, so that no page is left as it was before.
@@ -119,6 +139,16 @@ class Database:
         self.engine.dispose()
 
 
+def _scripts() -> tuple[Any, Any]:
+    """alembic's configuration and the migrations of this release."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config, ScriptDirectory.from_config(config)
+
+
 def _on_connect(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy begins; the driver must not begin a second time on its own
     cursor = connection.cursor()
@@ -138,11 +168,14 @@ def _on_begin(connection: sa.Connection) -> None:
 
 
 def _damaged(path: Path) -> ApplianceError:
-    return ApplianceError(f"The database {path} is damaged.", "Stop the appliance and restore the last good backup of it.")
+    return ApplianceError(
+        f"The database {path} is damaged.", "Restore the last good backup: `appliance backup restore latest`."
+    )
 
 
-def _translate(error: sa.exc.OperationalError, path: Path) -> ApplianceError:
-    text = str(error.orig)
+def _translate(error: Exception, path: Path) -> ApplianceError:
+    """error: the driver's, or SQLAlchemy's around it."""
+    text = str(getattr(error, "orig", error))
     if "full" in text:
         return StorageFull(f"The disk is full: {path} could not be written.", "Free some space, then try again.")
     if "locked" in text:
@@ -150,5 +183,5 @@ def _translate(error: sa.exc.OperationalError, path: Path) -> ApplianceError:
     if "readonly" in text or "unable to open" in text:
         return ApplianceError(f"The database {path} cannot be opened: {text}.", "Check who owns the appliance's folder.")
     return ApplianceError(
-        f"The database {path} refused: {text}.", "Try again; if it stays so, restore the last good backup of it."
+        f"The database {path} refused: {text}.", "Try again; if it stays so: `appliance backup restore latest`."
     )

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from appliance.backup import last_known
 from appliance.engine.pool import QUOTES
 from appliance.errors import ApplianceError
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from appliance.settings import Settings
 
 LITTLE_MEMORY = 600 * 2**20
+OLD_BACKUP = 2 * 86400.0  # seconds; one is made each night
+OLD_PROOF = 15 * 86400.0  # one is proven each week
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ async def checks(settings: Settings, database: Database, pool: Pool, jobs: Jobs,
     answers = Check("Answers", serving.ok, serving.detail, *(("", "") if serving.ok else remedy))
     looks: list[Callable[[], Check]] = [
         partial(_database, database), partial(_disk, settings), _memory, partial(_worker, jobs), partial(_queue, jobs),
-        partial(_lead, people),
+        partial(_lead, people), partial(_backups, settings),
     ]  # fmt: skip
     return [answers, *await asyncio.gather(*map(asyncio.to_thread, looks))]
 
@@ -100,3 +104,28 @@ def _lead(people: People) -> Check:
     remedy = "" if leads else "Give a member of staff the role of safeguarding lead: nobody would read an alert."
     told = f"Alerts are read by {len(leads)}." if leads else "Nobody reads alerts."
     return Check("Safeguarding", bool(leads), told, remedy)
+
+
+def _backups(settings: Settings) -> Check:
+    known = last_known(settings)
+    last, failed, proven = (known.get(name) or {} for name in ("last", "failed", "proven"))
+    if failed:
+        return Check("Backups", False, f"{_since(last)} The last attempt failed: {failed['message']}", str(failed["hint"]))
+    if not last or time.time() - last["at"] > OLD_BACKUP:
+        return Check("Backups", False, _since(last), "Make one now; on a school's box the timer makes one each night.",
+                     "appliance backup create")  # fmt: skip
+    told = f"{_since(last)} {last['bytes'] / 1e9:.1f} GB, in {last['where']}."
+    if last["own_disk"] and not settings.backup_same_disk:
+        return Check("Backups", False, f"{told} That is the box's own disk: they do not outlive it.",
+                     "Set backup_to to a folder on another disk or a share.")  # fmt: skip
+    if time.time() - proven.get("at", 0) > OLD_PROOF:
+        return Check("Backups", False, f"{told} None was proven of late.", "Prove it.", "appliance backup verify latest")
+    return Check("Backups", True, f"{told} Proven on {_day(proven['at'])}.")
+
+
+def _since(last: dict[str, Any]) -> str:
+    return f"The last one is of {_day(last['at'])}." if last else "There is no backup."
+
+
+def _day(at: float) -> str:
+    return time.strftime("%d %B %Y, %H:%M", time.localtime(at))

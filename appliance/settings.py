@@ -95,6 +95,15 @@ class Settings(BaseSettings):
     gate_seconds: int = Field(0, ge=0, description="Time that judging a new model may take, each set its share; 0 asks all.")
     gpu_window: str = Field("", description="Hours in which tuning may use a GPU, such as 20:00-06:00; empty is always.")
     disk_reserve_mb: int = Field(500, ge=0, description="Free space that tuning and adding documents leave alone.")
+    backup_to: Path | None = Field(
+        None, description="Folder for backups on another disk: a USB disk, or a share that is mounted, below /mnt or /media; "
+        "empty keeps them on the box's own disk, where they do not outlive it."
+    )  # fmt: skip
+    backup_same_disk: bool = Field(False, description="Write backups to backup_to although it is on the box's own disk.")
+    backup_keep: dict[Literal["last", "daily", "weekly", "monthly", "yearly"], int] = Field(
+        {"last": 3, "daily": 7, "weekly": 4, "monthly": 12},
+        description="How many backups are kept: the last ones, and so many days, weeks and months back.",
+    )
 
     # --- models of other machines -----------------------------------------------------------------------------------------
     hosted_for: Literal["staff", "everyone"] = Field(
@@ -236,6 +245,13 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
+    @field_validator("backup_keep")
+    @classmethod
+    def _some_backups(cls, value: dict[str, int]) -> dict[str, int]:
+        if min(value.values(), default=0) < 0 or not any(value.values()):
+            raise ValueError("keep at least one")
+        return value
+
     @field_validator("gpu_window")
     @classmethod
     def _hours(cls, value: str) -> str:
@@ -348,6 +364,21 @@ class Settings(BaseSettings):
     def devices(self) -> Path:
         """The secret by which browsers show that somebody has signed in there before."""
         return self.home / "devices.secret"
+
+    @property
+    def backups(self) -> Path:
+        """What is known of backups, the state before a restore, and backups that have no other disk."""
+        return self.home / "backups"
+
+    @property
+    def switching(self) -> Path:
+        """What a restore has begun to move, while it does."""
+        return self.backups / "switching.json"
+
+    @property
+    def backup_key(self) -> Path:
+        """The key of the backups; a restore on another box needs it, so people keep a copy on paper."""
+        return self.home / "backup.key"
 
     @property
     def checks(self) -> Path:

@@ -109,6 +109,7 @@ WITHIN = {
     ("plugins", "programs"),
     ("plugins", "reading"),
     ("tuned", "programs"),
+    ("doctor", "backup"),
     ("app", "supervisor"),
 }
 # Value types of the one interface that everything shares: `engine.handler` may be read by any noun.

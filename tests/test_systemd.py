@@ -17,7 +17,7 @@ UNITS = Path(__file__).resolve().parents[1] / "systemd"
 # systemd's exposure level, 0 (nothing allowed) to 10: neither the web process nor the engine has any network.
 LIMITS = {
     "appliance-web": 0.5, "appliance-engine": 0.5, "appliance-worker": 0.8, "appliance-retrain": 0.8,
-    "appliance-egress": 1.3,
+    "appliance-egress": 1.3, "appliance-backup": 0.5,
 }  # fmt: skip
 
 COMMON = {
@@ -44,10 +44,14 @@ SANDBOX = {
     "appliance-engine": COMMON | STRICT | NO_NETWORK | {"ReadWritePaths=/var/lib/appliance"},
     "appliance-worker": COMMON | LONG,
     "appliance-retrain": COMMON | LONG,
+    "appliance-backup": COMMON | STRICT | NO_NETWORK | {
+        "ReadWritePaths=/var/lib/appliance -/mnt -/media -/srv", "MemoryDenyWriteExecute=yes", "ProcSubset=pid",
+    },
     "appliance-egress": COMMON | STRICT | INTERNET | {
         "Group=appliance-egress", "ReadWritePaths=/var/lib/appliance/run",
         "InaccessiblePaths=-/var/lib/appliance/appliance.sqlite3 -/var/lib/appliance/documents -/var/lib/appliance/index",
-        "InaccessiblePaths=-/var/lib/appliance/models -/var/lib/appliance/runs -/var/lib/appliance/jobs -/run/dbus",
+        "InaccessiblePaths=-/var/lib/appliance/models -/var/lib/appliance/runs -/var/lib/appliance/jobs",
+        "InaccessiblePaths=-/var/lib/appliance/backups -/var/lib/appliance/backup.key -/run/dbus",
     },
 }  # fmt: skip
 TAKES_AWAY = re.compile(
@@ -121,6 +125,13 @@ def test_the_key_for_openai_is_given_to_who_asks_and_a_box_without_one_starts() 
         assert lines == (["openai-key"] if name in ("appliance-web", "appliance-worker") else []), name
 
 
+def test_backups_are_made_each_night_on_other_disks_and_give_way() -> None:
+    unit = (UNITS / "appliance-backup.service").read_text("utf-8")
+    assert "Nice=10" in unit
+    assert "--prove-after 7" in unit, "a backup that nobody restored is a hope"
+    assert "Persistent=true" in (UNITS / "appliance-backup.timer").read_text("utf-8")
+
+
 def test_neither_the_engine_nor_the_web_process_has_a_network() -> None:
     engine, web = ((UNITS / f"appliance-{name}.service").read_text("utf-8") for name in ("engine", "web"))
     for unit in (engine, web):
@@ -132,9 +143,9 @@ def test_neither_the_engine_nor_the_web_process_has_a_network() -> None:
 def test_the_way_out_sees_nothing_of_the_box_and_stays_ended_while_nothing_is_allowed() -> None:
     unit = (UNITS / "appliance-egress.service").read_text("utf-8")
     hidden = " ".join(re.findall(r"^InaccessiblePaths=(.+)$", unit, re.M))
-    for name in ("appliance.sqlite3", "documents", "index", "models", "runs", "jobs"):
+    for name in ("appliance.sqlite3", "documents", "index", "models", "runs", "jobs", "backups", "backup.key"):
         assert f"-/var/lib/appliance/{name}" in hidden.split()
     assert "ReadWritePaths=/var/lib/appliance/run\n" in unit
     assert "SuccessExitStatus=3" in unit and "Restart=on-failure" in unit, "exit code 3 is the policy's: no crash loop"
-    for name in ("web", "engine", "worker", "retrain"):
+    for name in ("web", "engine", "worker", "retrain", "backup"):
         assert "appliance-egress" not in (UNITS / f"appliance-{name}.service").read_text("utf-8"), "only a person starts it"

@@ -46,6 +46,7 @@ COMMANDS = {
     "network": ("network", "Say which hosts outside may be reached, none by default; prove that nothing leaves."),
     "audit": ("audit", "Show and check the record of who did what."),
     "keys": ("keys", "Make and revoke keys for /v1."),
+    "backup": ("backup", "Make backups, prove them, list them, restore one."),
     "settings": ("settings", "Show every setting, its value and what it does."),
     "status": ("settings", "Say what serves now and whether everything is fine."),
 }

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json as jsonlib
 import math
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -95,6 +96,10 @@ def command(work: Callable[..., Awaitable[Result]]) -> Callable[..., Result]:
         about = context.find_root().ensure_object(dict)
         settings = load(home=home or about.get("home"))
         about["log_format"] = settings.log_format
+        if os.path.exists(settings.switching):
+            from appliance.backup import finish
+
+            finish(settings)
         body: Coroutine[Any, Any, Result] = work(Output(json=as_json, settings=settings), **values)  # type: ignore[assignment]
         return asyncio.run(body)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from said import Fault, run, say
 
 # python3 with venv: runs the program. caddy: the encrypted door to the LAN. avahi-daemon: the name appliance.local. openssl and
-# ca-certificates: check a bundle's signature.
-PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates")
+# ca-certificates: check a bundle's signature. restic: backups.
+PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates", "restic")
 RELEASE = "12"
 
 

@@ -21,13 +21,15 @@ CADDYFILE = Path("/etc/caddy/Caddyfile")
 MARK = "# Written by the school appliance's installer."
 CERTIFICATE = Path("/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt")
 STARTED = ("appliance-web.socket", "appliance-engine.service", "appliance-web.service", "appliance-worker.service")
-PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates")
+PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates", "restic")
 COMMAND = """#!/bin/sh
 # The appliance's command, as its own user. {mark}
 if [ "$(id -u)" != 0 ]; then
   printf 'Error: Only root may use the box'"'"'s command line.\\nTry: sudo appliance %s\\n' "$*" >&2
   exit 3
 fi
+# A restore stops the services, and starts them again.
+[ "${1-} ${2-}" = "backup restore" ] && shift 2 && exec /usr/local/sbin/appliance-restore "$@"
 exec runuser -u appliance -- /opt/appliance/current/.venv/bin/appliance "$@"
 """
 
@@ -85,6 +87,7 @@ def user_and_folders(changes: Changes) -> None:
     changes.folder(SETTINGS.parent)
     changes.folder(DATA, 0o700, USER if not changes.dry else "")
     changes.write(Path("/usr/local/sbin/appliance-uninstall"), Path(__file__).with_name("uninstall").read_text("utf-8"), 0o755)
+    changes.write(Path("/usr/local/sbin/appliance-restore"), Path(__file__).with_name("restore").read_text("utf-8"), 0o755)
     changes.write(Path("/usr/local/bin/appliance"), COMMAND.replace("{mark}", MARK[2:]), 0o755)
 
 
@@ -148,7 +151,8 @@ def port_is_ours(_port: int) -> bool:
 
 def start(changes: Changes) -> None:
     changes.run(["systemctl", "enable", "--now", *STARTED], "Starting the services", "journalctl -u appliance-web -n 50")
-    changes.run(["systemctl", "enable", "--now", "appliance-retrain.timer"], "Setting the nightly retraining")
+    timers = ("appliance-retrain.timer", "appliance-backup.timer")
+    changes.run(["systemctl", "enable", "--now", *timers], "Setting the nightly retraining and backup")
 
 
 def trust_page(changes: Changes) -> None:

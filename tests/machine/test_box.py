@@ -33,6 +33,7 @@ class School:
     stick: Path
     bundle: Path
     key: Path
+    paper: str = ""  # the recovery key of its backups
 
     def install(self, bundle: Path | None = None, options: str = "--yes") -> tuple[int, str]:
         name = (bundle or self.bundle).name
@@ -217,6 +218,28 @@ def test_nothing_leaves_the_lan_while_it_works(school: School) -> None:
     assert seen == []
 
 
+def test_the_night_s_backup_is_proven_and_restored_and_whoever_was_signed_in_signs_in_anew(school: School) -> None:
+    box = school.box
+    box.run("mkdir -p /mnt/usb && mount -t tmpfs tmpfs /mnt/usb && chown appliance: /mnt/usb")
+    box.run("echo 'backup_to = \"/mnt/usb\"' >> /etc/appliance/appliance.toml")
+    box.run("systemctl start appliance-backup.service")
+    assert "proven" in box.run("appliance backup list")
+    school.paper = box.run("appliance backup key").strip()
+    assert school.paper not in box.run("journalctl --no-pager")
+    browser = Browser(box)
+    browser.ask("/sign-in", {"name": "head", "password": PASSWORD, "csrf": token(browser.ask("/")[1])})
+    assert "head" in browser.ask("/chat")[1]
+    box.run('appliance docs remove $(appliance docs list --json | grep -o \'"id": "[^"]*\' | head -1 | cut -d\'"\' -f4)')
+    assert "chlorophyll" not in box.run("appliance ask 'Why are leaves green?'")
+    code, said = box.code("appliance backup restore latest")
+    assert code == 0 and "answers with what was restored" in said, said
+    ready(box)
+    assert "chlorophyll" in box.run("appliance ask 'Why are leaves green?'")
+    assert "not_signed_in" in browser.ask("/chat")[1], "a cookie from before is worth nothing"
+    assert "head" in browser.ask("/sign-in", {"name": "head", "password": PASSWORD, "csrf": token(browser.ask("/")[1])})[1]
+    assert "as they were written" in box.run("appliance audit verify") and "restore" in box.run("appliance audit show")
+
+
 def test_the_same_command_again_changes_nothing(school: School) -> None:
     code, said = school.install(options="--dry-run")
     assert code == 0 and "would" not in said.replace("would run: systemctl enable", ""), said
@@ -267,3 +290,18 @@ def test_taking_it_off_leaves_what_it_kept_and_putting_it_on_again_takes_that_up
     assert "chlorophyll" in school.box.run("appliance ask 'Why are leaves green?'")
     school.box.run("appliance-uninstall --with-data --yes")
     assert school.box.code("ls /var/lib/appliance || ls /etc/appliance || id appliance")[0] != 0
+
+
+def test_a_new_box_takes_over_from_a_backup_with_the_key_on_paper(school: School) -> None:
+    school.box.run("appliance-uninstall --with-data --yes", check=False)
+    code, said = school.install()
+    assert code == 0, said
+    ready(school.box)
+    school.box.run("chown -R appliance: /mnt/usb")
+    code, said = school.box.code("appliance backup restore latest --from /mnt/usb")
+    assert code == 1 and "no key" in said and "--key-file" in said, said
+    (school.box.root / "root" / "paper").write_text(school.paper)
+    code, said = school.box.code("appliance backup restore latest --from /mnt/usb --key-file /root/paper")
+    assert code == 0 and "answers with what was restored" in said, said
+    ready(school.box)
+    assert "chlorophyll" in school.box.run("appliance ask 'Why are leaves green?'")

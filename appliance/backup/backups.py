@@ -1,0 +1,331 @@
+"""Make a backup, prove it, list them, restore one: each step so that a kill leaves what was there as it was.
+
+Hides where things lie meanwhile, the key, and what is remembered of the last one for the health page. It stops and starts
+nothing: whoever restores has the services stopped before the change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.backup import contents
+from appliance.backup.contents import SETTINGS, STATE, Contents
+from appliance.backup.repository import Damaged, Repository, Snapshot, Tell
+from appliance.backup.switching import READY, RESTORED
+from appliance.db import Database
+from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, StorageFull, UnderWay, from_os_error
+from appliance.files import make_folder, sync_tree, write_atomically
+from appliance.settings import Settings
+
+FOLDER = "appliance-backups"  # in the folder that was chosen, so that a disk may hold other things as well
+ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # read from paper: no 0 and O, no 1 and I
+GROUPS, LETTERS = 8, 5  # of the key: 200 bits
+ROOM = 50 * 2**20  # bytes that stay free beside what is restored
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was found when a backup was restored to prove it. `seconds`: that it took."""
+
+    id: str
+    files: int
+    bytes: int
+    rows: int
+    audit_rows: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A state that was proven and waits to take over. settings: {file beside it: where it was}."""
+
+    id: str
+    at: float
+    version: str
+    bytes: int
+    settings: dict[str, str]
+
+
+def waiting(settings: Settings) -> Restored | None:
+    """The state that waits to take over, where one does."""
+    try:
+        return Restored(**json.loads((settings.backups / RESTORED / READY).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def last_known(settings: Settings) -> dict[str, Any]:
+    """Of the last backups: `last` {id, at, where, own_disk, bytes}, `proven` {id, at}, `failed` {at, message, hint}."""
+    try:
+        told = json.loads((settings.backups / "known.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+class Backups:
+    """The backups of one home. Blocking; one process works on them at a time.
+
+    folder: where they are, else as the settings say. same_disk: agreed that it is the box's own disk.
+    key: what opens them, else the one that this home has.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: Path | None = None, *, same_disk: bool = False, key: str | None = None
+    ) -> None:
+        self._settings = settings
+        self._chosen = (folder or settings.backup_to or settings.backups).expanduser().absolute()
+        self._agreed = same_disk or settings.backup_same_disk or self._chosen == settings.backups
+        self._given = None if key is None else tidy(key)
+        self.folder = self._chosen / FOLDER
+        self.made_key = False  # whether `create` made one, which somebody has to write down now
+
+    # --- the key --------------------------------------------------------------------------------------------------------
+    def key(self) -> str:
+        """The recovery key. Raises NotFound where there is none yet."""
+        if self._given is not None:
+            return self._given
+        try:
+            return tidy(self._settings.backup_key.read_text("ascii"))
+        except FileNotFoundError:
+            raise NotFound(
+                "This box has no key for backups.",
+                "The first `appliance backup create` makes one; for backups of another box give its recovery key: --key-file -",
+            ) from None
+        except (OSError, UnicodeDecodeError):
+            raise ApplianceError(
+                f"The key {self._settings.backup_key} cannot be read.",
+                "Type it from paper: `appliance backup key --set -`.",
+            ) from None
+
+    def keep_key(self, key: str) -> None:
+        """Make this the box's key; one that was there stays beside it."""
+        path, key = self._settings.backup_key, tidy(key)
+        with contextlib.suppress(OSError):
+            before = path.read_text("ascii")
+            if before.strip() == key:
+                return
+            write_atomically(path.with_name("backup.key.old"), before)
+        write_atomically(path, key + "\n")
+
+    def _open(self, *, new: bool = False) -> Repository:
+        """new: begin one, with a new key, where there is neither."""
+        if new and not Repository(self.folder, "").there and self._given is None and not self._settings.backup_key.exists():
+            letters = [secrets.choice(ALPHABET) for _ in range(GROUPS * LETTERS)]
+            self.keep_key("-".join("".join(letters[n : n + LETTERS]) for n in range(0, len(letters), LETTERS)))
+            self.made_key = True
+        repository = Repository(self.folder, self.key())
+        if new and not repository.there:
+            make_folder(self.folder)
+            repository.make()
+        return repository
+
+    def _require_folder(self) -> None:
+        """Raises where the disk or share is not there."""
+        if self._chosen == self._settings.backups:
+            return
+        try:
+            device = self._chosen.stat().st_dev
+            own = {self._settings.home.stat().st_dev, os.stat("/").st_dev}
+        except OSError:
+            raise NotFound(
+                f"The folder for backups is not there: {self._chosen}.", "Plug in the disk, or mount the share, then try again."
+            ) from None
+        if device in own and not self._agreed:
+            raise Conflict(
+                f"The folder for backups, {self._chosen}, is on the box's own disk: no other disk or share is mounted there.",
+                "Mount it, then try again; or agree to that with --same-disk (the setting backup_same_disk).",
+            )
+
+    # --- making ---------------------------------------------------------------------------------------------------------
+    def create(self, tell: Tell) -> Snapshot:
+        """Make one, and let go of those that are too old. Raises ApplianceError; then earlier ones are as they were."""
+        with self._alone():
+            try:
+                return self._create(tell)
+            except ApplianceError as error:
+                self._remember(failed={"at": time.time(), "message": error.message, "hint": error.hint})
+                raise
+            finally:
+                shutil.rmtree(self._settings.backups / "tree", ignore_errors=True)
+
+    def _create(self, tell: Tell) -> Snapshot:
+        self._require_folder()
+        try:
+            repository = self._open(new=True)
+            self._require_clock(repository)
+            tree = self._empty("tree")
+        except OSError as error:
+            raise from_os_error(error, "beginning a backup") from None
+        held = contents.gather(self._settings, tree, _teller(tell))
+        made = repository.save(tree, held.version, held.schema, held.bytes, tell)
+        tell({"stage": "letting go of old ones"})
+        repository.forget({str(name): count for name, count in self._settings.backup_keep.items()})
+        own_disk = self.folder.stat().st_dev == self._settings.home.stat().st_dev
+        last = {"id": made.id, "at": made.at, "where": str(self.folder), "own_disk": own_disk, "bytes": held.bytes}
+        self._remember(last=last, failed=None)
+        return made
+
+    def _require_clock(self, repository: Repository) -> None:
+        """A clock that went back would have new backups count as the oldest, which are let go of first."""
+        newest = max((one.at for one in repository.list()), default=0.0)
+        if time.time() < newest - 3600:
+            told, was = (time.strftime("%d %B %Y", time.localtime(at)) for at in (time.time(), newest))
+            raise Conflict(
+                f"This machine believes it is {told}, and its last backup is of {was}.", "Set the clock: timedatectl."
+            )
+
+    # --- reading --------------------------------------------------------------------------------------------------------
+    def list(self) -> list[Snapshot]:
+        """The oldest first. Raises NotFound where there are none."""
+        self._require_place()
+        return self._open().list()
+
+    def verify(self, id: str, tell: Tell) -> Proof:
+        """Restore one into a place of its own and compare all of it with what was written down. Raises Damaged."""
+        with self._alone():
+            self._require_place()
+            began, repository = time.monotonic(), self._open()
+            chosen = repository.find(id)
+            try:
+                held, audit_rows = self._proven(repository, chosen, "proof", tell)
+            finally:
+                shutil.rmtree(self._settings.backups / "proof", ignore_errors=True)
+            tell({"stage": "checking what else is kept"})
+            repository.check()
+            self._remember(proven={"id": chosen.id, "at": time.time()})
+            rows = sum(held.rows.values())
+            return Proof(chosen.id, len(held.files), held.bytes, rows, audit_rows, time.monotonic() - began)
+
+    def prepare(self, id: str, tell: Tell) -> Restored:
+        """Prove one and have it wait to take over (`switching.switch`); what is there is not touched."""
+        with self._alone():
+            self._require_place()
+            repository = self._open()
+            chosen = repository.find(id)
+            shutil.rmtree(self._settings.backups / RESTORED, ignore_errors=True)
+            held, _audit_rows = self._proven(repository, chosen, RESTORED, tell)
+            return self._made_ready(chosen, held, tell)
+
+    def _made_ready(self, chosen: Snapshot, held: Contents, tell: Tell) -> Restored:
+        tell({"stage": "making it ready"})
+        waiting = self._settings.backups / RESTORED
+        try:
+            state = waiting / STATE
+            database = Database(state / self._settings.database.name)
+            database.migrate()
+            database.fold_log()
+            database.close()
+            os.rename(state, waiting / "state")
+            if held.named:
+                kept = self._settings.backups / f"settings-of-{chosen.id}"
+                shutil.rmtree(kept, ignore_errors=True)
+                os.rename(waiting / SETTINGS, kept)
+            sync_tree(waiting)
+            self.keep_key(self.key())
+            found = Restored(chosen.id, held.created, held.version, held.bytes, held.named)
+            write_atomically(waiting / READY, json.dumps(asdict(found)))
+        except OSError as error:
+            raise from_os_error(error, "making a restored state ready") from None
+        return found
+
+    def _proven(self, repository: Repository, chosen: Snapshot, name: str, tell: Tell) -> tuple[Contents, int]:
+        """The backup restored below settings.backups, and what its audit record counts."""
+        try:
+            contents.require_known(chosen)
+            tree = self._empty(name)
+            self._require_room(chosen.bytes)
+            tell({"stage": "restoring"})
+            repository.restore(chosen.id, tree)
+            held = contents.understood(tree, chosen)
+            audit_rows = contents.compare(tree, held, chosen.id, _teller(tell))
+        except Damaged as error:
+            error.hint = self._older(repository, chosen)
+            raise
+        except OSError as error:
+            raise from_os_error(error, "restoring a backup") from None
+        return held, audit_rows
+
+    def _older(self, repository: Repository, chosen: Snapshot) -> str:
+        with contextlib.suppress(ApplianceError, ValueError):
+            older = repository.before(chosen.id)
+            if older is not None:
+                day = time.strftime("%d %B %Y, %H:%M", time.localtime(older.at))
+                return f"Take the one before it, of {day}: `appliance backup restore {older.id}`."
+            return "It is the oldest; take one from another disk, and make a new one: `appliance backup create`."
+        return "Look at that disk; take a backup from another one."
+
+    def _require_place(self) -> None:
+        if self._chosen == self._settings.backups and not self.folder.is_dir():
+            raise NotFound(
+                "No backup was made here yet.", "Make one: `appliance backup create`; or say where they are: --from FOLDER."
+            )
+        if not self.folder.is_dir():
+            raise NotFound(
+                f"There are no backups in {self._chosen}.",
+                "Plug in the disk, mount the share, or say where: --from FOLDER.",
+            )
+
+    def _require_room(self, size: int) -> None:
+        free = shutil.disk_usage(self._settings.backups).free
+        if free < size + ROOM:
+            raise StorageFull(
+                f"The backup holds {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {self._settings.home}.",
+                "Free some space there: what was there before stays until the backup has taken over.",
+            )
+
+    # --- besides --------------------------------------------------------------------------------------------------------
+    def _empty(self, name: str) -> Path:
+        folder = self._settings.backups / name
+        if folder.exists():
+            shutil.rmtree(folder)  # left by a process that was killed
+        make_folder(folder)
+        return folder
+
+    def _remember(self, **facts: Any) -> None:
+        with contextlib.suppress(ApplianceError):  # a full disk: the backup is what counts
+            known = last_known(self._settings) | facts
+            write_atomically(self._settings.backups / "known.json", json.dumps(known, ensure_ascii=False))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            for folder in (self._settings.home, self._settings.run, self._settings.backups):
+                make_folder(folder)
+            handle = open(self._settings.run / "backup.lock", "a")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise from_os_error(error, "preparing a backup") from None
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UnderWay("A backup or a restore is under way on this box.", "Try again when it has ended.") from None
+            yield
+
+
+def tidy(key: str) -> str:
+    """A key as it is kept, from how somebody typed it. Raises BadInput."""
+    letters = "".join(key.split()).replace("-", "").upper()
+    if len(letters) != GROUPS * LETTERS or set(letters) - set(ALPHABET):
+        raise BadInput(
+            f"This is no recovery key: it has {GROUPS} groups of {LETTERS} letters and digits.",
+            "Print the right one on the box that made the backups: `appliance backup key`.",
+        )
+    return "-".join(letters[n : n + LETTERS] for n in range(0, len(letters), LETTERS))
+
+
+def _teller(tell: Tell) -> contents.Progress:
+    def progress(stage: str, done: int, total: int) -> None:
+        tell({"stage": stage} | ({"done": done // 1_000_000, "total": total // 1_000_000} if total >= 1_000_000 else {}))
+
+    return progress
