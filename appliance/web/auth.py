@@ -51,7 +51,8 @@ def host_allowed(scope: Scope, settings: Settings) -> bool:
     if name in {allowed.lower() for allowed in (*settings.allowed_hosts, settings.host)}:
         return True
     local = (scope.get("server") or ("",))[0]
-    return _is_address(name.strip("[]")) and (name.strip("[]") == local.lower() or not _is_address(local))
+    behind_proxy = local.startswith("/") or scope.get("server") is None  # a Unix socket
+    return _is_address(name.strip("[]")) and (name.strip("[]") == local.lower() or behind_proxy)
 
 
 def origin_allowed(scope: Scope) -> bool:

@@ -69,8 +69,10 @@ async def page(request: Request, template: str, status: int = 200, /, **values: 
 
 
 def retry_after(error: object) -> dict[str, str]:
-    """The header that goes with being too busy; none for any other fault."""
-    return {"retry-after": str(max(1, round(error.retry_after)))} if isinstance(error, Busy) else {}
+    """When it makes sense to ask again, for whatever is only so for the moment; what restarts by itself takes some seconds."""
+    if isinstance(error, Busy):
+        return {"retry-after": str(max(1, round(error.retry_after)))}
+    return {"retry-after": "10"} if isinstance(error, ApplianceError) and error.status == 503 else {}
 
 
 def _watches(request: Request, me: User | None) -> bool:
