@@ -58,7 +58,11 @@ WORK = [
     "safeguarding",
     "guarding",
     "backup",
+    "checkup",
     "doctor",
+    "figures",
+    "selftest",
+    "support",
 ]
 WIRING = ["supervisor", "app"]
 DOORS = ["web", "cli"]
@@ -106,6 +110,8 @@ WITHIN = {
     ("plugins", "programs"),
     ("plugins", "reading"),
     ("tuned", "programs"),
+    ("checkup", "tuning"),
+    ("doctor", "checkup"),
     ("app", "supervisor"),
 }
 # Value types of the one interface that everything shares: `engine.handler` may be read by any noun.

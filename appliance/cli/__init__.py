@@ -47,6 +47,7 @@ COMMANDS = {
     "keys": ("keys", "Make and revoke keys for /v1."),
     "settings": ("settings", "Show every setting, its value and what it does."),
     "status": ("settings", "Say what serves now and whether everything is fine."),
+    "doctor": ("doctor", "Look at everything that could be wrong, and say what to do about it."),
 }
 
 
@@ -62,7 +63,7 @@ class _Lazy(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"appliance.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

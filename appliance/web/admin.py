@@ -49,7 +49,7 @@ async def health(request: Request) -> Response:
 
 async def _checks(request: Request) -> Any:
     box = auth.box(request)
-    return await doctor.checks(box.settings, box.database, box.pool, box.jobs, box.people)
+    return await doctor.checks(box.settings, box.database, box.pool, box.jobs, box.people, box.registry)
 
 
 def _plain(value: Any) -> Any:
