@@ -112,6 +112,7 @@ WITHIN = {
     ("tuned", "programs"),
     ("checkup", "tuning"),
     ("doctor", "checkup"),
+    ("selftest", "tuning"),
     ("app", "supervisor"),
 }
 # Value types of the one interface that everything shares: `engine.handler` may be read by any noun.

@@ -48,6 +48,7 @@ COMMANDS = {
     "settings": ("settings", "Show every setting, its value and what it does."),
     "status": ("settings", "Say what serves now and whether everything is fine."),
     "doctor": ("doctor", "Look at everything that could be wrong, and say what to do about it."),
+    "selftest": ("selftest", "Measure this machine for a minute, and say which model it can serve to how many pupils."),
 }
 
 
