@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from appliance import selftest
 from appliance.errors import ModelUnavailable
 from appliance.selftest import yardstick
 from appliance.selftest.advise import BITS, CLASS, Speed, advise, best, summary
-from appliance.selftest.measure import SEVERAL, Measured, measure
+from appliance.selftest.measure import SEVERAL, Measured
 from appliance.settings import Settings
 from appliance.tuning import catalog
 
@@ -81,11 +82,17 @@ def test_measured_here_the_yardstick_foretells_the_starter(starter_gguf: Path, s
 @pytest.mark.llama
 def test_the_yardstick_is_a_model_to_llama_cpp(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
+    from appliance.engine.llama import Llama
+
     weights, layers = yardstick.write(tmp_path / "y.gguf")
     size = (tmp_path / "y.gguf").stat().st_size
-    assert 0.99 < weights * 4.5 / 8 / size < 1.01
-    measured = measure(tmp_path / "y.gguf", 0.4, weights=weights, layers=layers)
-    assert (measured.parameters, measured.layers, measured.bytes) == (weights, layers, size)
+    assert 0.99 < weights * 4.5 / 8 / size < 1.01 and layers == yardstick.LAYERS
+    llama = Llama(tmp_path / "y.gguf", threads=2, context=256)
+    try:
+        assert llama.vocabulary == yardstick.VOCABULARY and llama.decode([(7, 0, 0, True)])
+        assert np.isfinite(llama.logits(0)).all(), "noise, but numbers"
+    finally:
+        llama.close()
 
 
 def test_what_is_no_model_is_refused_and_a_damaged_result_is_none(settings: Settings, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ async def selftest(out: Output, seconds: float) -> int:
     if result.by != name:
         out.say(f"It is too small to conclude from. A made-up model of {found.parameters / 1e6:.0f} million weights:")
         out.say(f"It reads {found.reading:.0f} tokens a second, writes {found.writing:.1f} for one pupil and "
-                f"{found.together:.1f} for each of {SEVERAL}; the arithmetic gives {result.foretold:.0f} for {name}.")  # fmt: skip
+                f"{found.together:.1f} for each of {SEVERAL}; so {name} should write {result.foretold:.0f}.")  # fmt: skip
     out.say(f"Memory is read at {found.memory_speed / 1e9:.1f} GB a second.")
     out.table(
         ("model", "weights", "context", "pupils at once", "tokens/s each", "first words"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from appliance.engine.llama import Llama
 
 SEVERAL = 8  # pupils at once in the third measurement
-BEGUN = 256  # tokens that a conversation holds when its answer is written
+BEGUN = 64  # tokens that a conversation holds when its answer is written
 ROOM = 1024  # and has room for
 BLOCK, BLOCKS = 256 * 2**20, 2**30  # bytes that each core reads, more than a processor keeps to itself; and all of them
 
