@@ -113,6 +113,9 @@ WITHIN = {
     ("checkup", "tuning"),
     ("doctor", "checkup"),
     ("selftest", "tuning"),
+    ("support", "checkup"),
+    ("support", "figures"),
+    ("support", "selftest"),
     ("app", "supervisor"),
 }
 # Value types of the one interface that everything shares: `engine.handler` may be read by any noun.

@@ -49,6 +49,7 @@ COMMANDS = {
     "status": ("settings", "Say what serves now and whether everything is fine."),
     "doctor": ("doctor", "Look at everything that could be wrong, and say what to do about it."),
     "selftest": ("selftest", "Measure this machine for a minute, and say which model it can serve to how many pupils."),
+    "support-bundle": ("support", "Write what a helper needs to see into one file, without personal data."),
 }
 
 
