@@ -25,6 +25,7 @@ CROWD = 45.0  # and the last of those who all ask in the same moment
 CONVERSATION = 2048  # tokens of each pupil's conversation, at least
 CONTEXTS = (8192, 4096, CONVERSATION)
 MOST_PUPILS = 32
+WORDS = 0.75  # of a token, in English
 CLASS = 8  # pupils who ask at once in a class that works on its own
 
 
@@ -71,6 +72,16 @@ class Advice:
     pace: float
     first_words: float
     why: str = ""
+
+    @property
+    def words(self) -> float:
+        """A second, for each of the pupils."""
+        return self.pace * WORDS
+
+    @property
+    def room(self) -> int:
+        """Words that a conversation may have."""
+        return round(self.context * WORDS / 100) * 100
 
 
 def advise(model: Known, measured: Measured) -> Advice:
@@ -119,7 +130,7 @@ def summary(chosen: Advice | None, measured: Measured) -> str:
     if chosen is None:
         return f"No model of the catalogue is quick enough here: the starter and quotes serve.{card}"
     return (
-        f"This machine can serve {chosen.name} in {chosen.quantisation} with a context of {chosen.context} tokens to "
-        f"{chosen.pupils} pupils at once, {chosen.pace:.1f} tokens a second for each, the first words after about "
+        f"This machine can serve {chosen.name} in {chosen.quantisation} to {chosen.pupils} pupils at once: conversations of "
+        f"some {chosen.room} words, {chosen.words:.1f} words a second for each, the first ones after about "
         f"{max(1.0, chosen.first_words):.0f} s.{card}"
     )
