@@ -44,6 +44,7 @@ from appliance.errors import (
     from_os_error,
 )
 from appliance.feedback import Feedback
+from appliance.figures import Figures
 from appliance.jobs import Jobs, held
 from appliance.knowledge.library import Library
 from appliance.plugins.hosting import Hosting
@@ -91,6 +92,7 @@ class Appliance:
         self.scenes = Scenes(self.database, self.accounts, self.audit)
         self.standards = Standards(self.database, self.accounts, self.audit)
         self.jobs = Jobs(self.database, settings)
+        self.figures = Figures(self.database)
         self.safeguarding = Safeguarding(self.database, self.audit)
         self.chat = Chat(
             self.database, self.library, self.pool, self.accounts, settings, self._is_starter, self.safeguarding

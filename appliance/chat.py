@@ -111,6 +111,9 @@ class Chat:
         answers = self._answers = Answers(self.conversations, accounts)
         self.follow, self.stop, self.leave, self.delete = answers.follow, answers.stop, answers.leave, answers.delete
         self.answering = answers.answering
+        # Who counts how long people wait: told seconds, to the first words of an answer and to its end.
+        self.on_first_words: Callable[[float], None] = _uncounted
+        self.on_answered: Callable[[float], None] = _uncounted
 
     # --- one answer, not stored --------------------------------------------------------------------------------------
     async def complete(
@@ -137,8 +140,14 @@ class Chat:
 
         grade = (how.lesson.grade if how.lesson is not None else "") or how.grade
         guarded = self.guard.over(user, messages, answer, grade=grade, conversation=conversation, before=before, left=left)
+        started, silent = time.monotonic(), True
         async with aclosing(guarded) as events:
             async for event in events:
+                if silent and event.kind in ("text", "quotes"):
+                    silent = False
+                    self.on_first_words(time.monotonic() - started)
+                elif event.kind == "done":
+                    self.on_answered(time.monotonic() - started)
                 yield event
 
     async def _unguarded(self, user: User, messages: Sequence[Message], how: How) -> AsyncGenerator[Event, None]:
@@ -458,3 +467,7 @@ def _split(messages: Sequence[Message]) -> tuple[str, list[Message], str]:
 def _history(path: Sequence[Turn]) -> list[Message]:
     """What was said before, on the branch that is asked on; see `conversations.talk`."""
     return [Message("user" if role == "user" else "assistant", text) for role, text in talk(path)]
+
+
+def _uncounted(_seconds: float) -> None:
+    """Where nobody counts."""

@@ -6,80 +6,101 @@ It looks and changes nothing. What it knows of the parts is what they say of the
 from __future__ import annotations
 
 import asyncio
-import shutil
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from appliance.backup import last_known
+from appliance.checkup import Check, border, kept, machine, saved
 from appliance.engine.pool import QUOTES
 from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:
     from appliance.accounts import People
+    from appliance.audit import Audit
     from appliance.db import Database
+    from appliance.engine.openai_compatible import OpenAICompatible
     from appliance.engine.pool import Pool
     from appliance.jobs import Jobs
+    from appliance.registry import Registry
     from appliance.settings import Settings
 
-LITTLE_MEMORY = 600 * 2**20
-OLD_BACKUP = 2 * 86400.0  # seconds; one is made each night
-OLD_PROOF = 15 * 86400.0  # one is proven each week
+__all__ = ["Check", "checks", "thorough"]
+
+Look = Callable[[], Check | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """`remedy`: what to do, "" where all is well; `command`: to type at the box, where that is the remedy."""
+async def checks(
+    settings: Settings, database: Database, pool: Pool, jobs: Jobs, people: People, registry: Registry
+) -> Sequence[Check]:
+    """What a page can ask for at any time, in the order in which a person would ask."""
+    looks: dict[str, Look] = {
+        "Database": partial(kept.database, database),
+        "Migrations": partial(kept.migrations, database),
+        "Disk": partial(machine.disk, settings),
+        "Memory": machine.memory,
+        "GPU": machine.gpu,
+        "Clock": partial(machine.clock, database),
+        "Air gap": partial(border.air_gap, settings),
+        "Model files": partial(kept.models, registry, thorough=False),
+        "Worker": partial(_worker, jobs),
+        "Jobs": partial(_queue, jobs),
+        "Safeguarding": partial(_lead, people),
+        "Backups": partial(saved.backups, settings),
+    }
+    return [*await _told("Answers", _answers(pool)), *await _all(looks)]
 
-    name: str
-    ok: bool
-    detail: str
-    remedy: str = ""
-    command: str = ""
+
+async def thorough(
+    settings: Settings, database: Database, pool: Pool, jobs: Jobs, people: People, registry: Registry,
+    engine: OpenAICompatible, audit: Audit,
+) -> Sequence[Check]:  # fmt: skip
+    """All of these, and what takes seconds or can only be seen from the command line: every byte of the models, the whole
+    record, the engine, the pages from outside and their certificates.
+    """
+    more: dict[str, Look] = {
+        "Model files": partial(kept.models, registry, thorough=True),
+        "Audit record": partial(kept.record, audit),
+        "Pages": partial(border.pages, settings),
+        "Certificates": border.certificates,
+    }
+    quick = await checks(settings, database, pool, jobs, people, registry)
+    slow = [*await _told("Engine", _engine(engine)), *await _all(more)]
+    names = {one.name for one in slow}
+    return [one for one in quick if one.name not in names] + slow
 
 
-async def checks(settings: Settings, database: Database, pool: Pool, jobs: Jobs, people: People) -> Sequence[Check]:
-    """In the order in which a person would ask."""
+async def _all(looks: dict[str, Look]) -> list[Check]:
+    """One that cannot even look says so; the others go on."""
+    found = await asyncio.gather(*(_told(name, asyncio.to_thread(look)) for name, look in looks.items()))
+    return [one for some in found for one in some]
+
+
+async def _told(name: str, look: Awaitable[Check | None]) -> list[Check]:
+    """What one look came to; nothing where there is nothing to look at."""
+    try:
+        check = await look
+    except ApplianceError as error:
+        check = Check(name, False, error.message, error.hint)
+    except OSError as error:
+        check = Check(name, False, f"It cannot be looked at: {error.strerror}.", "Check who owns the appliance's folder.")
+    return [check] if check is not None else []
+
+
+async def _answers(pool: Pool) -> Check:
     serving = await pool.serving()
     remedy = ("Quotes from the documents answer meanwhile. Start the engine again.", "appliance serve")
     if serving.handler != QUOTES:  # a model of another machine serves, and the one here stands in for it
         remedy = ("See which hosts may be reached, and whether the way out is running.", "appliance network status")
-    answers = Check("Answers", serving.ok, serving.detail, *(("", "") if serving.ok else remedy))
-    looks: list[Callable[[], Check]] = [
-        partial(_database, database), partial(_disk, settings), _memory, partial(_worker, jobs), partial(_queue, jobs),
-        partial(_lead, people), partial(_backups, settings),
-    ]  # fmt: skip
-    return [answers, *await asyncio.gather(*map(asyncio.to_thread, looks))]
+    return Check("Answers", serving.ok, serving.detail, *(("", "") if serving.ok else remedy))
 
 
-def _database(database: Database) -> Check:
-    try:
-        database.check()
-    except ApplianceError as error:
-        return Check("Database", False, error.message, error.hint)
-    return Check("Database", True, f"Whole, {database.path.stat().st_size / 1e6:.1f} MB.")
-
-
-def _disk(settings: Settings) -> Check:
-    usage = shutil.disk_usage(settings.home)
-    enough = usage.free > 2 * settings.disk_reserve_mb * 2**20
-    told = f"{usage.free / 1e9:.1f} GB of {usage.total / 1e9:.0f} GB are free."
-    remedy = "" if enough else "Make room: old models and runs that nothing needs can go."
-    return Check("Disk", enough, told, remedy, "" if enough else "appliance models prune")
-
-
-def _memory() -> Check:
-    facts = {}
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        for line in lines:
-            name, _, rest = line.partition(":")
-            facts[name] = int(rest.split()[0]) * 1024
-    free, whole = facts.get("MemAvailable", 0), facts.get("MemTotal", 0)
-    enough = free > LITTLE_MEMORY
-    remedy = "" if enough else "Close other programs on this machine, or serve a smaller model."
-    return Check("Memory", enough, f"{free / 1e9:.1f} GB of {whole / 1e9:.1f} GB are free.", remedy)
+async def _engine(engine: OpenAICompatible) -> Check:
+    health = await engine.health()
+    if not health.ok:
+        return Check("Engine", False, "The engine is not running: nothing is computed, and quotes answer.",
+                     "Start the services.", "appliance serve")  # fmt: skip
+    running, waiting = (int(health.facts.get(name, 0)) for name in ("running", "waiting"))
+    return Check("Engine", True, f"It runs. {running} are being answered, {waiting} wait.")
 
 
 def _worker(jobs: Jobs) -> Check:
@@ -104,28 +125,3 @@ def _lead(people: People) -> Check:
     remedy = "" if leads else "Give a member of staff the role of safeguarding lead: nobody would read an alert."
     told = f"Alerts are read by {len(leads)}." if leads else "Nobody reads alerts."
     return Check("Safeguarding", bool(leads), told, remedy)
-
-
-def _backups(settings: Settings) -> Check:
-    known = last_known(settings)
-    last, failed, proven = (known.get(name) or {} for name in ("last", "failed", "proven"))
-    if failed:
-        return Check("Backups", False, f"{_since(last)} The last attempt failed: {failed['message']}", str(failed["hint"]))
-    if not last or time.time() - last["at"] > OLD_BACKUP:
-        return Check("Backups", False, _since(last), "Make one now; on a school's box the timer makes one each night.",
-                     "appliance backup create")  # fmt: skip
-    told = f"{_since(last)} {last['bytes'] / 1e9:.1f} GB, in {last['where']}."
-    if last["own_disk"] and not settings.backup_same_disk:
-        return Check("Backups", False, f"{told} That is the box's own disk: they do not outlive it.",
-                     "Set backup_to to a folder on another disk or a share.")  # fmt: skip
-    if time.time() - proven.get("at", 0) > OLD_PROOF:
-        return Check("Backups", False, f"{told} None was proven of late.", "Prove it.", "appliance backup verify latest")
-    return Check("Backups", True, f"{told} Proven on {_day(proven['at'])}.")
-
-
-def _since(last: dict[str, Any]) -> str:
-    return f"The last one is of {_day(last['at'])}." if last else "There is no backup."
-
-
-def _day(at: float) -> str:
-    return time.strftime("%d %B %Y, %H:%M", time.localtime(at))

@@ -122,6 +122,12 @@ class Jobs:
         with self._database.read() as connection:
             return [_job(row) for row in connection.execute(query)]
 
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are, by state."""
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(table.c.state, sa.func.count()).group_by(table.c.state))
+            return {row[0]: row[1] for row in rows}
+
     def cancel(self, id: str) -> Job:
         """End a job: at once where nobody works on it, else its process sees it within a second. Raises Conflict."""
         job = self.get(id)

@@ -386,6 +386,11 @@ class Settings(BaseSettings):
         return self.home / "checks.jsonl"
 
     @property
+    def selftest(self) -> Path:
+        """What this machine was measured to do, and which model that is enough for."""
+        return self.home / "selftest.json"
+
+    @property
     def starter(self) -> Path:
         """The small model that comes with the box."""
         return _given("models") / "starter"

@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from appliance import doctor
 from appliance import settings as settings_module
 from appliance.accounts import People
 from appliance.app import Appliance
@@ -29,6 +28,7 @@ from appliance.backup import Backups, finish, last_known, switch, undo
 from appliance.backup.backups import tidy
 from appliance.backup.contents import rows_of
 from appliance.backup.repository import Damaged, Repository
+from appliance.checkup import Check, saved
 from appliance.db import Database
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, StorageFull, UnderWay
 from appliance.files import sha256_of
@@ -448,13 +448,13 @@ def test_a_lost_key_is_not_replaced_by_a_new_one(own: Path, settings: Settings) 
 def test_the_health_page_says_how_old_the_last_one_is(settings: Settings) -> None:
     settings.backups.mkdir(parents=True)
 
-    def check(**known: Any) -> doctor.Check:
+    def check(**known: Any) -> Check:
         (settings.backups / "known.json").write_text(json.dumps(known))
-        return doctor._backups(settings)
+        return saved.backups(settings)
 
     now = time.time()
     last = {"id": "1", "at": now, "where": "/mnt/usb", "own_disk": False, "bytes": 2e9}
-    assert not doctor._backups(settings).ok and "no backup" in doctor._backups(settings).detail
+    assert not saved.backups(settings).ok and "no backup" in saved.backups(settings).detail
     fine = check(last=last, proven={"id": "1", "at": now})
     assert fine.ok and "2.0 GB, in /mnt/usb" in fine.detail and not fine.remedy
     assert check(last=last | {"at": now - 3 * 86400}, proven={"id": "1", "at": now}).command == "appliance backup create"

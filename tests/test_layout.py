@@ -60,8 +60,12 @@ WORK = [
     "safeguarding",
     "guarding",
     "backup",
+    "checkup",
     "doctor",
     "proof",
+    "figures",
+    "selftest",
+    "support",
 ]
 WIRING = ["supervisor", "app"]
 DOORS = ["web", "cli"]
@@ -109,7 +113,13 @@ WITHIN = {
     ("plugins", "programs"),
     ("plugins", "reading"),
     ("tuned", "programs"),
-    ("doctor", "backup"),
+    ("checkup", "backup"),
+    ("checkup", "tuning"),
+    ("doctor", "checkup"),
+    ("selftest", "tuning"),
+    ("support", "checkup"),
+    ("support", "figures"),
+    ("support", "selftest"),
     ("app", "supervisor"),
 }
 # Value types of the one interface that everything shares: `engine.handler` may be read by any noun.

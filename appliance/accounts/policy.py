@@ -29,7 +29,7 @@ _SAFEGUARDING = _STAFF | {("read", "flag"), ("change", "flag"), ("read", "counte
 _ADMINISTRATOR = _TEACHER | {
     ("change", "library"), ("read", "people"), ("change", "people"), ("change", "any class"), ("change", "model"),
     ("read", "job"), ("change", "job"), ("read", "settings"), ("read", "audit"), ("read", "counter"), ("change", "quota"),
-    ("change", "standard"),
+    ("change", "standard"), ("read", "metrics"),
 }  # fmt: skip
 ALLOWED: dict[str, frozenset[Act]] = {
     PUPIL: _PUPIL,

@@ -49,6 +49,9 @@ COMMANDS = {
     "backup": ("backup", "Make backups, prove them, list them, restore one."),
     "settings": ("settings", "Show every setting, its value and what it does."),
     "status": ("settings", "Say what serves now and whether everything is fine."),
+    "doctor": ("doctor", "Look at everything that could be wrong, and say what to do about it."),
+    "selftest": ("selftest", "Measure this machine for a minute, and say which model it can serve to how many pupils."),
+    "support-bundle": ("support", "Write what a helper needs to see into one file, without personal data."),
 }
 
 
@@ -64,7 +67,7 @@ class _Lazy(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"appliance.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

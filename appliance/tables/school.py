@@ -473,6 +473,17 @@ jobs = Table(
     Column("finished", Float),
 )
 
+# How the box fared, an hour at a time: sums of the whole box, without words or names. `name`: see `figures`.
+figures = Table(
+    "figures",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("hour", Integer, primary_key=True),  # hours since 1970
+    Column("number", Integer, nullable=False),
+    Column("total", Float, nullable=False),
+    Column("most", Float, nullable=False),
+)
+
 # Append-only: each row's hash covers the one before it. Ids and digests, never words.
 audit = Table(
     "audit",

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
-from appliance import doctor
+from appliance import doctor, selftest
 from appliance.errors import ApplianceError, NotFound
 from appliance.settings import CONFIG_FILE, Settings
 from appliance.web import auth, show
+from appliance.web.charts import charts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,12 +45,15 @@ async def admin(request: Request) -> Response:
 @router.get("/admin/health")
 async def health(request: Request) -> Response:
     await _enter(request, "read", "settings")
-    return await show.page(request, "health.html", checks=await _checks(request))
+    box = auth.box(request)
+    drawn = await asyncio.to_thread(charts, box.figures)
+    measured = await asyncio.to_thread(selftest.last, box.settings)
+    return await show.page(request, "health.html", checks=await _checks(request), charts=drawn, measured=measured)
 
 
 async def _checks(request: Request) -> Any:
     box = auth.box(request)
-    return await doctor.checks(box.settings, box.database, box.pool, box.jobs, box.people)
+    return await doctor.checks(box.settings, box.database, box.pool, box.jobs, box.people, box.registry)
 
 
 def _plain(value: Any) -> Any:

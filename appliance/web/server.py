@@ -33,6 +33,7 @@ from appliance.web import (
     library,
     me,
     mentors,
+    metrics,
     models,
     pages,
     people,
@@ -78,12 +79,18 @@ HEADERS = {
 def create_app(appliance: Appliance) -> FastAPI:
     """Everything the web process answers. `appliance` needs settings, database, library, pool, accounts, chat, registry."""
 
+    counted = metrics.Metrics()
+    appliance.chat.on_first_words, appliance.chat.on_answered = counted.first_words, counted.answered
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:
         # Each look into the database takes a thread for a moment; six, which two cores would get, are held up by one slow disk.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "work"))
         await appliance.chat.recover()
+        keeping = asyncio.create_task(metrics.keep(appliance, counted))
         yield
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
         await appliance.chat.close()
 
     app = FastAPI(
@@ -93,11 +100,16 @@ def create_app(appliance: Appliance) -> FastAPI:
         openapi_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
-        middleware=[Middleware(Wall), Middleware(RequestBodyLimitMiddleware, max_body_size=LARGEST_BODY)],
+        middleware=[
+            Middleware(metrics.Counted),
+            Middleware(Wall),
+            Middleware(RequestBodyLimitMiddleware, max_body_size=LARGEST_BODY),
+        ],
         exception_handlers={ApplianceError: _on_fault, HTTPException: _on_http_fault, RequestValidationError: _on_bad_path},
     )
     app.state.appliance = appliance
     app.state.presence = Presence()
+    app.state.metrics = counted
     app.mount("/static", CompressedFiles(directory=Path(__file__).parent / "static"), name="static")
     app.include_router(_status)
     app.include_router(api.router)
@@ -107,6 +119,7 @@ def create_app(appliance: Appliance) -> FastAPI:
     app.include_router(review.router)
     app.include_router(models.router)
     app.include_router(admin.router)
+    app.include_router(metrics.router)
     app.include_router(quotas.router)
     app.include_router(pages.router)
     app.include_router(signing.router)

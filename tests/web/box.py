@@ -24,9 +24,11 @@ from appliance.chat import Chat
 from appliance.classes import Classes
 from appliance.db import Database
 from appliance.engine.handler import Chunk, Message, Request, Usage
+from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.engine.pool import Serving
 from appliance.errors import Conflict, ModelUnavailable, NotFound
 from appliance.feedback import Feedback
+from appliance.figures import Figures
 from appliance.jobs import Jobs
 from appliance.knowledge.library import Document, Found, Passage, Within
 from appliance.knowledge.shelves import Shelves
@@ -199,7 +201,9 @@ def make_box(settings: Settings, pace: float = 0.0, pool: Any = None, library: A
         people=People(database), classes=Classes(database), audit=audit, feedback=feedback, safeguarding=safeguarding,
         oidc=oidc, scenes=scenes, standards=Standards(database, accounts, audit),
         rehearsals=Rehearsals(database, accounts, scenes, mentors, wording),
-        jobs=Jobs(database, settings), promote=_nothing_to_serve, rollback=_nothing_to_serve, retraining_plan=list,
+        jobs=Jobs(database, settings), figures=Figures(database),
+        engine=OpenAICompatible(partial(network.socket_client, settings.engine_socket)),
+        promote=_nothing_to_serve, rollback=_nothing_to_serve, retraining_plan=list,
     )  # fmt: skip
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from appliance import prompts
+from appliance import prompts, selftest
 from appliance.errors import GateNotPassed
 from appliance.registry import Manifest, Registry
+from appliance.selftest import Measured
 from appliance.settings import Settings
 from tests.web.staff import signed_in
 
@@ -228,3 +229,14 @@ async def test_two_models_are_compared_without_names(box: Any, person: httpx.Asy
         assert (await person.post("/admin/compare", data=form)).status_code == 303
     assert "Compared blind" in (await person.get("/admin/compare?a=green-1&b=green-2")).text
     assert (await person.post("/admin/compare", data=form | {"choice": "x"})).status_code == 400
+
+
+async def test_health_draws_the_last_weeks_and_says_what_the_machine_can_do(box: Any, person: httpx.AsyncClient) -> None:
+    page = (await person.get("/admin/health")).text
+    assert "<rect" not in page and "appliance selftest" in page, "nothing was seen or measured yet"
+    box.figures.add({"first_words": [2.0, 4.0], "disk": [0.5]})
+    selftest.judge(box.settings, "starter <b>", Measured(10**8, 3 * 10**8, 16, 4, 16 * 10**9, 0, 2e10, 2000.0, 60.0, 15.0))
+    page = (await person.get("/admin/health")).text
+    assert page.count("<rect") == 2 and 'y="36" width="8" height="36"' in page, "half of the disk is half of the height"
+    assert "Today 3.0 s, highest 3.0 s." in page and "Today 50 %, highest 50 %." in page
+    assert "This machine can serve" in page and "<b>" not in page and " style=" not in page

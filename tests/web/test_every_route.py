@@ -211,6 +211,7 @@ TABLE: dict[tuple[str, str], Row] = {
     ("GET", "/standards/file"): Row(STAFF),
     ("POST", "/standards/tag"): Row(TEACH, form={"kind": "class", "thing": "{class}", "code": "S.7", "undo": "1"}),
     # the box
+    ("GET", "/metrics"): Row(HEAD, scope="admin"),
     ("GET", "/admin"): Row(HEAD),
     ("GET", "/admin/health"): Row(HEAD),
     ("GET", "/admin/people"): Row(HEAD),
@@ -280,7 +281,7 @@ async def _school(home: Path) -> tuple[Path, dict[str, Any]]:
             box.people.join(person.id, other.id, teaches=role == "teacher")
         known[name] = {"cookie": box.accounts.sign_in(name, PASSWORD, "")[0]}
         known[name]["csrf"] = box.accounts.session(known[name]["cookie"]).csrf
-        for scope in ("chat", "embed"):
+        for scope in ("chat", "embed", "admin"):
             known[name][scope] = f"{KEY_PREFIX}{name}-{scope}"
             id = f"{name}-{scope}"
             row = {"id": id, "user": person.id, "name": "CANARY-KEY" if name == "brown" else "key", "scope": scope}

@@ -93,7 +93,7 @@ def test_the_address_of_every_page_is_looked_at(signed_in: tuple[str, Any]) -> N
 
     assert signed_in
     plain = {path for method, path in TABLE if method == "GET" and "{" not in path and not path.startswith("/v1/")}
-    no_pages = {"/health", "/ready", "/admin/people/export", "/safeguarding/alarm", "/sign-in/code", "/sign-in/oidc",
-                "/sign-in/oidc/callback", "/sign-in/oidc/again", "/admin/compare", "/safeguarding",
+    no_pages = {"/health", "/ready", "/metrics", "/admin/people/export", "/safeguarding/alarm", "/sign-in/code",
+                "/sign-in/oidc", "/sign-in/oidc/callback", "/sign-in/oidc/again", "/admin/compare", "/safeguarding",
                 "/standards/file"}  # fmt: skip
     assert plain - no_pages == {*ADMINISTRATOR, *ANYBODY}

@@ -1,0 +1,109 @@
+"""The minute that says what a machine can serve: the arithmetic against what was measured, and what becomes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from appliance import selftest
+from appliance.engine import sizing
+from appliance.errors import ModelUnavailable
+from appliance.selftest import yardstick
+from appliance.selftest.advise import BITS, CLASS, Speed, advise, best, summary
+from appliance.selftest.measure import SEVERAL, Measured
+from appliance.settings import Settings
+from appliance.tuning import catalog
+
+GB = 10**9
+# Two idle cores with a model of 294 million weights, as the engine's own plan states them (see `engine.sizing`).
+DESK = Measured(180_000_000, 294_000_000, 16, 2, 8 * GB, 0, 12e9, 1000.0, 30.0, 7.4)
+
+
+def quick(times: float, memory: int = 8 * GB) -> Measured:
+    """A machine so many times as quick as that desk."""
+    return replace(DESK, memory=memory, memory_speed=DESK.memory_speed * times, reading=DESK.reading * times,
+                   writing=DESK.writing * times, together=DESK.together * times)  # fmt: skip
+
+
+def known(name: str) -> catalog.Known:
+    return next(one for one in catalog.load(Settings().catalog) if one.name == name)
+
+
+def test_the_measured_model_comes_out_as_it_was_measured() -> None:
+    speed = Speed.of(DESK)
+    for pupils, measured in ((1, DESK.writing), (SEVERAL, DESK.together)):
+        assert 1 / speed.step(DESK.bytes, DESK.layers, DESK.parameters, pupils) == pytest.approx(measured, rel=1e-6)
+    assert speed.read(DESK.parameters, 1000) == pytest.approx(1.0)
+
+
+def test_a_larger_model_is_slower_by_its_weights_and_a_quicker_machine_serves_more() -> None:
+    speed = Speed.of(DESK)
+    steps = [speed.step(size * 4.9 / 8, 16, size, 1) for size in (3e8, 6e8, 12e8)]
+    assert steps[1] < 2 * steps[0] < 2 * steps[1] and steps[2] > 1.7 * steps[1], "the overhead of layers stays"
+    pupils = [advise(known("Qwen3-0.6B"), quick(times, 16 * GB)).pupils for times in (0.05, 1, 4, 16)]
+    assert pupils == sorted(pupils) and pupils[0] == 0 and pupils[-1] == 32
+
+
+def test_what_does_not_fit_or_is_too_slow_says_which() -> None:
+    large = known("Qwen3-8B")
+    assert advise(large, quick(40, 4 * GB)).why == "Too little memory."
+    assert advise(large, DESK).why == "Too slow on this processor."
+    able = advise(large, quick(40, 64 * GB))
+    assert able.pupils and able.pace >= 2.0 and able.context in (2048, 4096, 8192) and not able.why
+    tight = advise(known("SmolLM2-1.7B-Instruct"), quick(16, 7 * GB))  # much memory for each conversation
+    assert 0 < tight.pupils < 32 and tight.quantisation in BITS
+
+
+def test_the_best_is_the_largest_that_serves_a_class() -> None:
+    found = [advise(one, quick(4, 16 * GB)) for one in catalog.load(Settings().catalog)]
+    chosen = best(found)
+    assert chosen and chosen.pupils >= CLASS
+    assert not [one for one in found if one.parameters > chosen.parameters and one.pupils >= CLASS]
+    assert chosen.name in summary(chosen, DESK) and str(chosen.pupils) in summary(chosen, DESK)
+    assert best([advise(known("Qwen3-8B"), DESK)]) is None and "quotes serve" in summary(None, DESK)
+    assert "24 GB" in summary(chosen, replace(DESK, gpu=24 * GB))
+
+
+@pytest.mark.llama
+def test_measured_here_the_yardstick_foretells_the_starter(starter_gguf: Path, settings: Settings) -> None:
+    settings.run.mkdir(parents=True)
+    result = selftest.run(settings, "starter", starter_gguf, 1.5, lambda _text: None)
+    assert result.by == "yardstick" and result.measured.parameters > selftest.SMALL
+    assert result.reading > result.measured.reading, "a small model reads quicker"
+    assert result.writing > 0 and result.measured.together > 0
+    # The arithmetic against what was measured, 40 times smaller. Other work on this machine slows single steps most, by tens.
+    weights = sizing.inspected(starter_gguf, "model").parameters
+    read = 1000 / Speed.of(result.measured).read(weights, 1000)
+    assert 1 / 8 < read / result.reading < 8, result
+    assert 1 / 8 < result.foretold / result.writing < 64, result
+    assert selftest.last(settings) == result and len(result.models) > 10
+    assert not list(settings.run.iterdir()), "the yardstick is gone"
+
+
+@pytest.mark.llama
+def test_the_yardstick_is_a_model_to_llama_cpp(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    from appliance.engine.llama import Llama
+
+    weights, layers = yardstick.write(tmp_path / "y.gguf")
+    size = (tmp_path / "y.gguf").stat().st_size
+    assert 0.99 < weights * 4.5 / 8 / size < 1.01 and layers == yardstick.LAYERS
+    llama = Llama(tmp_path / "y.gguf", threads=2, context=256)
+    try:
+        assert llama.vocabulary == yardstick.VOCABULARY and llama.decode([(7, 0, 0, True)])
+        assert np.isfinite(llama.logits(0)).all(), "noise, but numbers"
+    finally:
+        llama.close()
+
+
+def test_what_is_no_model_is_refused_and_a_damaged_result_is_none(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF nothing")
+    with pytest.raises(ModelUnavailable):
+        selftest.run(settings, "x", tmp_path / "x.gguf", 1.0, lambda _text: None)
+    assert selftest.last(settings) is None
+    settings.home.mkdir(parents=True, exist_ok=True)
+    settings.selftest.write_text('{"at": 1}')
+    assert selftest.last(settings) is None
