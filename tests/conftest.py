@@ -9,11 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from appliance import network
+from appliance import guard, network
 from appliance.db import Database
 from appliance.settings import Settings
 
 network.stay_offline()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def outside_the_box() -> Iterator[None]:
+    """This process is the world outside too: browsers, servers, directories. Nothing takes the guard off again once a command
+    that is called here has put it on; tests of it start processes of their own.
+    """
+    patch = pytest.MonkeyPatch()
+    patch.setattr(guard, "install", lambda: None)
+    yield
+    patch.undo()
 
 
 @pytest.fixture
