@@ -67,7 +67,7 @@ def make(where: Path, key: Path, *, with_debs: bool) -> Path:
     wheels.licences(wheels.needed(), part / "licences")
     (part / "VERSION").write_text(json.dumps({"version": version, "target": TARGET, "format": 1}) + "\n", "utf-8")
     bill.write(part, version)
-    signing.seal(part, key)
+    say(f"Signed by {signing.seal(part, key)}: whoever installs it the first time compares that.")
     shutil.rmtree(done, ignore_errors=True)
     part.rename(done)
     return done

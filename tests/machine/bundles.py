@@ -81,3 +81,10 @@ def sealed(bundle: Path, key: Path) -> None:
         (bundle / name).unlink()
     script = "import sys, signing; from pathlib import Path; signing.seal(Path(sys.argv[1]), Path(sys.argv[2]))"
     subprocess.run([sys.executable, "-c", script, bundle, key], cwd=ROOT / "installer" / "bundling", check=True)
+
+
+def fingerprint(bundle: Path) -> str:
+    """Of its key, as whoever made the bundle was shown it."""
+    script = "import sys, signing; from pathlib import Path; print(signing.fingerprint(Path(sys.argv[1])))"
+    words = [sys.executable, "-c", script, bundle / "signing.pub"]
+    return subprocess.run(words, cwd=ROOT / "installer" / "bundling", check=True, capture_output=True, text=True).stdout.strip()

@@ -160,6 +160,7 @@ def test_power_cut_in_the_middle_of_the_installation_and_the_same_command_again(
     code, said = school.install()
     assert code == 0, said
     assert f"https://{NAME}" in said and re.search(r"SHA-256", said) and "One-time code" in said
+    assert f"Signed by {bundles.fingerprint(school.bundle)}." in said, "or nobody could compare it"
     assert re.search(r"[0-9A-Z]{4}-[0-9A-Z]{4}-[0-9A-Z]{4}", said)
     code_said = re.search(r"[0-9A-Z]{4}-[0-9A-Z]{4}-[0-9A-Z]{4}", said)
     assert code_said and code_said[0] not in school.box.run("cat /var/log/appliance-install.log; journalctl --no-pager")
