@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+PORTS = (443, 80)
+PROC, OS_RELEASE = Path("/proc"), Path("/etc/os-release")
 DISK_MB = 3000  # the release 2,200, and room for the data of the first weeks
 MEMORY_MB = 2500
 ADVISED_MB = 6000
@@ -40,7 +42,7 @@ def all_of_them(opt: Path, ours: Callable[[int], bool]) -> list[Found]:
 
 
 def _system() -> Found:
-    facts = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    facts = dict(line.split("=", 1) for line in OS_RELEASE.read_text().splitlines() if "=" in line)
     name = facts.get("PRETTY_NAME", "").strip('"')
     if facts.get("ID") == "debian" and facts.get("VERSION_ID", "").strip('"') == "12" and platform.machine() == "x86_64":
         return Found("System", "fine", name)
@@ -50,7 +52,7 @@ def _system() -> Found:
 
 
 def _processor() -> Found:
-    text = Path("/proc/cpuinfo").read_text()
+    text = (PROC / "cpuinfo").read_text()
     flags = set(re.search(r"^flags\s*:(.*)$", text, re.M)[1].split()) if "flags" in text else set()  # type: ignore[index]
     model = re.search(r"^model name\s*: (.*)$", text, re.M)
     said = f"{model[1] if model else 'unknown'}, {os.cpu_count()} cores"
@@ -64,7 +66,7 @@ def _processor() -> Found:
 
 
 def _memory() -> Found:
-    total = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) // 1024  # type: ignore[index]
+    total = int(re.search(r"MemTotal:\s+(\d+)", (PROC / "meminfo").read_text())[1]) // 1024  # type: ignore[index]
     if total < MEMORY_MB:
         return Found("Memory", "stop", f"{total} MB; {MEMORY_MB} are needed.", "Put more memory into the machine.")
     if total < ADVISED_MB:
@@ -86,7 +88,7 @@ def _disk(opt: Path) -> Found:
 
 
 def _ports(ours: Callable[[int], bool]) -> Found:
-    for port in (443, 80):
+    for port in PORTS:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

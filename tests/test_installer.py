@@ -1,0 +1,220 @@
+"""The installer's own judgement, without a machine to install on: what it refuses, what it notes, and what it goes on with.
+
+The whole of it is played on a booted Debian in `tests/machine`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu sse4_2 avx avx2\n"
+DEBIAN = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n'
+Usage = namedtuple("Usage", "total used free")
+
+
+def loaded(folder: str, *names: str) -> list[Any]:
+    """Modules of the installer, which stand alone and know each other by their bare names."""
+    sys.path.insert(0, str(ROOT / "installer" / folder))
+    try:
+        return [__import__(name) for name in names]
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The checks, on a machine that is fine; a test spoils one thing of it."""
+    (checks,) = loaded("target", "checks")
+    proc = tmp_path / "proc"
+    proc.mkdir()
+    (proc / "cpuinfo").write_text(CPU)
+    (proc / "meminfo").write_text("MemTotal:       16000000 kB\n")
+    (tmp_path / "os-release").write_text(DEBIAN)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setattr(checks, "PROC", proc)
+    monkeypatch.setattr(checks, "OS_RELEASE", tmp_path / "os-release")
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _path: Usage(10**12, 0, 10**11))
+    monkeypatch.setattr(checks.os, "access", lambda *_: True)
+    monkeypatch.setattr(checks.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(checks.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(checks.time, "time", lambda: checks.FIRST_DAY + 86400.0)
+    monkeypatch.setattr(checks, "_ports", lambda _ours: checks.Found("Ports", "fine", ""))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    yield checks
+
+
+def found(checks: Any) -> dict[str, tuple[str, str, str]]:
+    said = checks.all_of_them(Path("/opt/appliance/releases"), lambda _port: False)
+    assert all(one.remedy for one in said if one.state != "fine"), "whatever is not fine has a next step"
+    return {one.name: (one.state, one.detail, one.remedy) for one in said}
+
+
+def test_a_fit_machine_is_fine(machine: Any) -> None:
+    said = found(machine)
+    assert {state for state, _detail, _remedy in said.values()} == {"fine"}, said
+    assert list(said) == ["System", "Processor", "Memory", "Disk", "Ports", "Clock", "Folders"]
+
+
+def test_two_gigabytes_of_disk_are_too_few(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _path: Usage(10**11, 0, 2 * 2**30))
+    state, detail, _remedy = found(machine)["Disk"]
+    assert state == "stop" and "2048 MB are free" in detail and str(machine.DISK_MB) in detail
+
+
+@pytest.mark.parametrize(("kilobytes", "state"), [(2_000_000, "stop"), (4_000_000, "note"), (8_000_000, "fine")])
+def test_memory_decides_what_can_be_served(machine: Any, kilobytes: int, state: str) -> None:
+    (machine.PROC / "meminfo").write_text(f"MemTotal:       {kilobytes} kB\n")
+    assert found(machine)["Memory"][0] == state
+
+
+@pytest.mark.parametrize(("flags", "state"), [("fpu sse4_2", "stop"), ("fpu sse4_2 avx", "note")])
+def test_an_ancient_processor(machine: Any, flags: str, state: str) -> None:
+    (machine.PROC / "cpuinfo").write_text(CPU.replace("fpu sse4_2 avx avx2", flags))
+    assert found(machine)["Processor"][0] == state
+
+
+def test_another_processor_or_system(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.OS_RELEASE.write_text('PRETTY_NAME="Ubuntu 24.04"\nID=ubuntu\nVERSION_ID="24.04"\n')
+    assert found(machine)["System"][0] == "note"
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert found(machine)["System"][0] == "stop"
+
+
+@pytest.mark.parametrize("now", [0.0, 4_000_000_000.0])
+def test_a_clock_that_cannot_be_right(machine: Any, monkeypatch: pytest.MonkeyPatch, now: float) -> None:
+    monkeypatch.setattr(machine.time, "time", lambda: now)
+    state, detail, remedy = found(machine)["Clock"]
+    assert state == "stop" and "timedatectl" in remedy and ("1970" in detail or "2096" in detail)
+
+
+def test_a_read_only_etc(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.os, "access", lambda path, _mode: str(path) != "/etc")
+    state, detail, remedy = found(machine)["Folders"]
+    assert state == "stop" and "/etc" in detail and "remount,rw /etc" in remedy
+
+
+@pytest.mark.parametrize(
+    ("line", "state"), [("NVIDIA T4, 470.57, 15360 MiB", "note"), ("NVIDIA T4, 550.90, 15360 MiB", "fine")]
+)
+def test_an_old_driver_is_noted_and_the_processor_serves(machine: Any, tmp_path: Path, line: str, state: str) -> None:
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{line}'\n")
+    tool.chmod(0o755)
+    assert found(machine)["GPU"][0] == state
+
+
+def test_a_port_that_somebody_else_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    (checks,) = loaded("target", "checks")
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(checks, "PORTS", (port,))
+        state = checks._ports(lambda _port: False)
+        assert state.state == "stop" and str(port) in state.detail and str(port) in state.remedy
+        assert checks._ports(lambda _port: True).state == "fine", "the proxy of an earlier run is the box's own"
+
+
+# --- bundles ---------------------------------------------------------------------------------------------------------------
+def wheel(folder: Path, name: str, **files: str) -> Path:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as packed:
+        for inside, text in files.items():
+            packed.writestr(inside.replace("__", "/").replace("_DOT_", "."), text)
+    path = folder / name
+    path.write_bytes(data.getvalue())
+    return path
+
+
+def test_a_wheel_that_runs_code_at_every_start_is_refused_by_maker_and_box(tmp_path: Path) -> None:
+    wheels, said = loaded("bundling", "wheels", "said")
+    release, changes = loaded("target", "release", "changes")
+    wheel(tmp_path, "good-1.0-py3-none-any.whl", good__main_DOT_py="")
+    wheels.check(tmp_path)
+    release._no_start_up_code(tmp_path)
+    wheel(tmp_path, "evil-1.0-py3-none-any.whl", evil_DOT_pth="import os")
+    with pytest.raises(said.Fault, match=r"evil-1\.0.*evil\.pth"):
+        wheels.check(tmp_path)
+    with pytest.raises(changes.Fault, match=r"evil\.pth"):
+        release._no_start_up_code(tmp_path)
+    (tmp_path / "evil-1.0-py3-none-any.whl").unlink()
+    (tmp_path / "source-1.0.tar.gz").write_bytes(b"")
+    with pytest.raises(said.Fault, match="no wheel"):
+        wheels.check(tmp_path)
+    with pytest.raises(changes.Fault, match="no plain wheel"):
+        release._no_start_up_code(tmp_path)
+
+
+def test_each_wheel_is_locked_by_its_hash_and_pip_refuses_another(tmp_path: Path) -> None:
+    (wheels,) = loaded("bundling", "wheels")
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    meta = {"one-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: one\nVersion: 1.0\n",
+            "one-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "one-1.0.dist-info/RECORD": ""}  # fmt: skip
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as packed:
+        for inside, text in meta.items():
+            packed.writestr(inside, text)
+    (folder / "one-1.0-py3-none-any.whl").write_bytes(data.getvalue())
+    wheels.lock(folder, tmp_path / "requirements.lock")
+    words = [
+        sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--no-index", "--no-deps", "--require-hashes",
+        "--find-links", str(folder), "-r", str(tmp_path / "requirements.lock"),
+    ]  # fmt: skip
+    environment = os.environ | {"PIP_CONFIG_FILE": os.devnull}
+    assert subprocess.run(words, env=environment, capture_output=True, check=False).returncode == 0
+    with zipfile.ZipFile(folder / "one-1.0-py3-none-any.whl", "a") as packed:
+        packed.writestr("more.py", "")
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "HASH" in done.stderr.upper()
+
+
+def test_the_program_needs_what_the_project_names_and_nothing_of_its_extras() -> None:
+    (wheels,) = loaded("bundling", "wheels")
+    names = wheels.needed()
+    assert {"torch", "fastapi", "llama-cpp-python", "pysqlite3"} <= set(names)
+    assert not {"pytest", "playwright", "dspy", "openai", "school-appliance"} & set(names)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the installer looks at nothing unless it is root")
+def test_what_is_no_bundle_is_refused_before_anything_is_looked_at(tmp_path: Path) -> None:
+    (signing,) = loaded("bundling", "signing")
+    bundle = tmp_path / "bundle"
+    (bundle / "target").mkdir(parents=True)
+    shutil.copy(ROOT / "installer" / "install", bundle / "install")
+    (bundle / "target" / "main.py").write_text("raise SystemExit('it went on')\n")
+
+    def tried(*options: str) -> tuple[int, str]:
+        done = subprocess.run([bundle / "install", *options], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = tried()
+    assert code == 1 and "no whole bundle" in said and "Try:" in said
+    (bundle / "VERSION").write_text("{}")
+    print_of_key = signing.seal(bundle, tmp_path / "key.pem")
+    known = Path("/etc/appliance/signing.pub").is_file()
+    code, said = tried("--key", str(bundle / "signing.pub")) if known else tried()
+    assert "it went on" in said, said
+    assert known or f"Signed by {print_of_key}." in said
+    (bundle / "VERSION").write_text("{} ")
+    code, said = tried("--key", str(bundle / "signing.pub"))
+    assert code == 1 and "damaged" in said and "VERSION" in said and "it went on" not in said
+    other = tmp_path / "other"
+    other.mkdir()
+    signing.seal(other, tmp_path / "other.pem")
+    code, said = tried("--key", str(other / "signing.pub"))
+    assert code == 3 and "signature" in said
