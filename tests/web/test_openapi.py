@@ -30,7 +30,7 @@ CONTROL = "a\r\nSet-Cookie: x=y\x1b[31m\x00\u2028\u202e\ud7ff"  # what a log or 
 
 def document() -> dict[str, Any]:
     """What the application says of itself; forms get the names of the fields in our templates."""
-    app = create_app(SimpleNamespace(settings=Settings()))  # type: ignore[arg-type]
+    app = create_app(SimpleNamespace(settings=Settings(), chat=SimpleNamespace()))  # type: ignore[arg-type]
     made = app.openapi()
     fields = {name for path in HERE.glob("templates/*.html") for name in re.findall(r' name="(\w+)"', path.read_text())}
     fields -= {"viewport", "csrf"}
