@@ -119,12 +119,15 @@ class Box:
         self._process.wait()
         self._process = None
 
-    def reboot(self) -> None:
+    def power_off(self) -> None:
         """As by the power button: the units are stopped in order."""
         assert self._process is not None
         os.kill(int(self._leader()), signal.SIGRTMIN + 4)
         self._process.wait(120)
         self._process = None
+
+    def reboot(self) -> None:
+        self.power_off()
         self.boot()
 
 
