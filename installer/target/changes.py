@@ -32,15 +32,24 @@ class Changes:
         print(text, flush=True)
         self._log(text)
 
-    def run(self, words: Sequence[str | Path], what: str, hint: str = "", *, env: dict[str, str] | None = None) -> str:
-        """Run a command that changes something. Raises Fault."""
+    def run(
+        self,
+        words: Sequence[str | Path],
+        what: str,
+        hint: str = "",
+        *,
+        env: dict[str, str] | None = None,
+        secret: bool = False,
+    ) -> str:
+        """Run a command that changes something. secret: what it says stands in no log. Raises Fault."""
         line = [str(word) for word in words]
         if self.dry:
             print(f"  would run: {' '.join(line)}")
             return ""
         self._log("$ " + " ".join(line))
         done = subprocess.run(line, capture_output=True, text=True, check=False, env=env and os.environ | env)
-        self._log(done.stdout + done.stderr)
+        if not secret:
+            self._log(done.stdout + done.stderr)
         if done.returncode:
             last = (done.stderr or done.stdout).strip().splitlines()[-2:]
             raise Fault(f"{what} did not work: {' '.join(last)[:300]}", hint or f"Read {LOG}, then run the same command again.")

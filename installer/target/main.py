@@ -26,11 +26,13 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="say every change, make none")
     parser.add_argument("--key", type=Path, help="the maker's public key, where it is not the one this box knows")
     parser.add_argument("--name", default="appliance", help="the box's name on the LAN: NAME.local")
+    parser.add_argument("--without-backup", action="store_true", help="upgrade although no backup can be made")
     parser.add_argument("--yes", action="store_true", help="go on where a check only notes something")
     given = parser.parse_args()
     changes = Changes(dry=given.dry_run)
     try:
-        install(given.bundle, given.signed_by, changes, name=given.name, agreed=given.yes or given.dry_run)
+        agreed, backed_up = given.yes or given.dry_run, not given.without_backup
+        install(given.bundle, given.signed_by, changes, name=given.name, agreed=agreed, backed_up=backed_up)
     except Fault as fault:
         changes.say(f"Error: {fault.message}")
         changes.say(f"Try: {fault.hint}")
@@ -42,7 +44,7 @@ def main() -> int:
     return 0
 
 
-def install(bundle: Path, signed_by: Path, changes: Changes, *, name: str, agreed: bool) -> None:
+def install(bundle: Path, signed_by: Path, changes: Changes, *, name: str, agreed: bool, backed_up: bool) -> None:
     facts = json.loads((bundle / "VERSION").read_text("utf-8"))
     version, before = str(facts["version"]), release.current()
     changes.say(f"School appliance {version}" + (f"; {before} is installed." if before else "; a new box."))
@@ -57,7 +59,7 @@ def install(bundle: Path, signed_by: Path, changes: Changes, *, name: str, agree
     machine.proxy(name, changes)
     machine.trust_page(changes)
     if before and before != version:
-        release.upgrade(before, version, changes)
+        release.upgrade(before, version, changes, backed_up=backed_up)
     else:
         release.switch(version, changes)
         machine.start(changes)

@@ -22,6 +22,7 @@ ROOT = Path("/opt/appliance")
 RELEASES = ROOT / "releases"
 CURRENT = ROOT / "current"
 DATA = Path("/var/lib/appliance")
+PROGRAM = Path("/usr/local/bin/appliance")  # the box's command line, as its own user
 WEB = Path("/run/appliance/web.sock")
 SERVICES = ("appliance-web.service", "appliance-worker.service", "appliance-engine.service")
 WHOLE = ".whole"  # in a release's folder, written last: the digest of the bundle that it was made from
@@ -95,9 +96,17 @@ def switch(version: str, changes: Changes) -> None:
     changes.link(CURRENT, f"releases/{version}")
 
 
-def upgrade(before: str, version: str, changes: Changes) -> None:
-    """Change over to a release that is in place, and back where it does not answer. Raises Fault after going back."""
+def upgrade(before: str, version: str, changes: Changes, *, backed_up: bool = True) -> None:
+    """Change over to a release that is in place, and back where it does not answer. Raises Fault after going back.
+
+    backed_up: a backup is made first, and proven by restoring it aside; where that cannot be, nothing is changed.
+    """
     kept = DATA / "backups" / f"before-{version}.sqlite3"
+    if backed_up:
+        changes.say("Making a backup, and proving that it can be restored.")
+        words = [PROGRAM, "backup", "create", "--prove-after", "0"]
+        hint = "Nothing was changed. Mend that (`appliance doctor`), or upgrade with --without-backup."
+        changes.run(words, "The backup before the upgrade", hint, secret=True)  # the first one ever prints its key
     changes.say(f"Changing over from {before} to {version}.")
     _copy_database(kept, changes)
     _try_migration(version, kept, changes)
