@@ -23,6 +23,7 @@ QUESTION_SECONDS = 10.0
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 300.0
 LOOK_SECONDS = 0.5  # how soon a host that was denied is cut off
+LOOPBACK = ["127.0.0.1", "::1"]  # what localhost means everywhere (RFC 6761), also where no file says so
 _PIECE = 64 * 1024
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -142,8 +143,8 @@ class Egress:
         raise Unreachable(f"{wanted} does not answer ({why}).", "Check that it is on and can be reached from here.")
 
     async def _addresses(self, wanted: Host) -> list[str]:
-        if network.address_of(wanted.name):
-            return [wanted.name]
+        if wanted.explicit:
+            return LOOPBACK if wanted.name == "localhost" else [wanted.name]
         with guard.passing(wanted.name, wanted.port):
             return await self._resolve(wanted.name, wanted.port)
 
