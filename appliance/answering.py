@@ -217,9 +217,10 @@ class Answers:
 
     async def _save_last(self, run: Run) -> None:
         """The final words of an answer. Raises what the disk says."""
-        if run.unsaved is not None:
-            await self._write(run, run.unsaved)
-            if run.unsaved["handler"] == SUPPORT:
+        unsaved = run.unsaved
+        if unsaved is not None:  # two may be at it: who waits for the disk, and whoever asks the next question
+            await self._write(run, unsaved)
+            if unsaved["handler"] == SUPPORT:
                 await asyncio.to_thread(self._conversations.mark_blocked, run.ids["question"])
             run.unsaved = None
 

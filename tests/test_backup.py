@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -396,8 +398,9 @@ def test_a_kill_while_a_backup_is_made_ready_changes_nothing(kept: Kept, tmp_pat
 def test_a_killed_backup_leaves_earlier_ones_and_the_next_one_works(kept: Kept, own: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(kept.home, home)
-    (home / "documents" / "large").write_bytes(os.urandom(40_000_000))
+    (home / "documents" / "large").write_bytes(os.urandom(120_000_000))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what is left of them comes to us, and no dead one stays about
     words = [sys.executable, "-m", "appliance", "--home", str(home), "backup", "create", "--to", str(own), "--same-disk"]
     before = packs(own)
     child = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
@@ -406,6 +409,10 @@ def test_a_killed_backup_leaves_earlier_ones_and_the_next_one_works(kept: Kept, 
     assert child.poll() is None, child.communicate()[0]
     os.killpg(child.pid, signal.SIGKILL)
     child.communicate()
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-child.pid, 0)
+    ctypes.CDLL(None).prctl(36, 0)
     backups = kept.backups(home, own)
     assert [one.id for one in backups.list()] == kept.ids
     made = backups.create(QUIET)
