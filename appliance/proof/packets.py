@@ -6,6 +6,7 @@ missed is noticed. It looks at addresses and ports, and at nothing that is said.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import struct
@@ -56,8 +57,21 @@ class Packets:
             raise ApplianceError(f"Packets cannot be counted here ({error.strerror}).", "Run it as root.") from None
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**24)
         self._socket.bind((WIRE, _ALL))
-        self._begun = _sent()
+        self._begun = self._quiet()
         threading.Thread(target=self._read, daemon=True).start()
+
+    def _quiet(self) -> int:
+        """The kernel's count at a moment in which nothing is on its way: what the wire carried before is left out."""
+        self._socket.setblocking(False)
+        while True:
+            begun = _sent()
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    self._socket.recv(256)
+            time.sleep(0.02)  # a packet is shown to us a moment before it is counted
+            if _sent() == begun:
+                self._socket.setblocking(True)
+                return begun
 
     def seen(self) -> Seen:
         """All until now. Raises ApplianceError where the kernel counted others than we saw."""
