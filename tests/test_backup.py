@@ -51,14 +51,16 @@ def note(database: Database, number: int) -> None:
     """Two rows that belong together, in one transaction."""
     with database.begin() as connection:
         for side in "ab":
-            id = f"{number:05}{side}"
+            id = f"pair-{number:08}{side}"
             connection.execute(sa.insert(collections).values(id=id, name=id, created=0))
 
 
 def numbers(home: Path) -> list[str]:
     database = Database(home / "appliance.sqlite3")
     with database.read() as connection:
-        found = list(connection.execute(sa.select(collections.c.id).where(collections.c.id < "1").order_by("id")).scalars())
+        found = list(
+            connection.execute(sa.select(collections.c.id).where(collections.c.id.startswith("pair-")).order_by("id")).scalars()
+        )
     database.close()
     return found
 
@@ -157,7 +159,7 @@ async def test_a_backup_under_load_comes_back_on_a_blank_home(kept: Kept, tmp_pa
     assert switch(Settings(home=home)) is None and waiting.id == kept.ids[0]
     found = numbers(home)
     assert len(found) >= 40 and len(found) % 2 == 0, "two rows of one transaction are both there or both not"
-    assert found == [f"{number:05}{side}" for number in range(len(found) // 2) for side in "ab"], (
+    assert found == [f"pair-{number:08}{side}" for number in range(len(found) // 2) for side in "ab"], (
         "up to one moment, without a gap"
     )
     assert len(numbers(kept.home)) > len(found), "the thread wrote on while the backup was made"
@@ -207,14 +209,14 @@ def test_the_restored_state_can_be_undone_and_the_box_has_to_be_stopped(kept: Ke
         with pytest.raises(Conflict, match="is running") as caught:
             switch(settings)
         other.stdin.close()
-    assert caught.value.hint and numbers(settings.home) == ["00077a", "00077b"]
+    assert caught.value.hint and numbers(settings.home) == ["pair-00000077a", "pair-00000077b"]
     before = switch(settings)
     assert before is not None and (before / "network.json").is_file() and len(numbers(settings.home)) > 40
     assert not (settings.home / "network.json").exists()
     with pytest.raises(NotFound):
         switch(settings)
     undo(settings)
-    assert numbers(settings.home) == ["00077a", "00077b"] and (settings.home / "network.json").is_file()
+    assert numbers(settings.home) == ["pair-00000077a", "pair-00000077b"] and (settings.home / "network.json").is_file()
     assert not before.exists()
     with pytest.raises(NotFound):
         undo(settings)
