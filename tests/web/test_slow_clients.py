@@ -221,7 +221,7 @@ async def test_each_kind_of_slow_client_is_sent_away_in_its_time(tmp_path: Path)
         }
         ends = await asyncio.gather(*(dropped(connect, first, drop) for first, drop, _, _ in kinds.values()))
         for (name, (_, _, limit, reply)), (seconds, said) in zip(kinds.items(), ends, strict=True):
-            assert limit * 0.9 <= seconds < limit + 1.5, (name, seconds)
+            assert limit * 0.9 <= seconds < limit + 6, (name, seconds)  # a busy machine may come to it later, never earlier
             assert said.startswith(reply) and bool(said) == bool(reply), (name, said[:80])
         assert ends[2][1].count(b"HTTP/1.1 ") == 2 and b" 408 " in ends[2][1], "the first request was answered"
         assert health(box.url)
@@ -292,16 +292,19 @@ def test_streams_that_nobody_reads_fill_no_memory_and_end(tmp_path: Path) -> Non
         before = box.memory()
         silent = [unread(box.port, box.stream()) for _ in range(20)]
         with unread(box.port, box.stream()) as reader:
-            until(lambda: box.open() == 21, 5)
-            began, grown = time.monotonic(), []
-            while time.monotonic() - began < 6:  # this one reads: slowly, but it reads
+            until(lambda: box.open() == 21, 30)
+            began, grown, left = time.monotonic(), [], 21
+            # This one reads: slowly, but it reads. Longer than it may not read, and until the others' places are free.
+            while time.monotonic() - began < 6 or left > 1:
                 assert reader.recv(1 << 16), "who reads is not sent away"
                 grown.append(box.memory() - before)
+                left = box.open()
+                assert time.monotonic() - began < 60, f"{left} still hold a place"
                 time.sleep(0.1)
-            assert box.open() == 1, "the places of those who did not read are free"
+            assert left == 1, "the places of those who did not read are free"
         assert not any(is_open(made) for made in silent)
         assert max(grown) < 60_000_000, f"{max(grown) / 1e6:.0f} MB for 20 streams that nobody reads"
-        until(lambda: box.open() == 0, 5)
+        until(lambda: box.open() == 0, 30)
         for made in silent:
             made.close()
 
@@ -313,8 +316,8 @@ def test_a_page_that_does_not_read_holds_no_answer_for_ever(tmp_path: Path) -> N
         cookies = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
         request = f"GET /chat/stream/{turn['turn']} HTTP/1.1\r\nhost: localhost\r\ncookie: {cookies}\r\n\r\n"
         with unread(box.port, request.encode()) as silent:
-            until(lambda: box.open() == 1, 5)
-            until(lambda: box.open() == 0, 30)
+            until(lambda: box.open() == 1, 30)
+            until(lambda: box.open() == 0, 90)
             assert not is_open(silent)
         page = client.get(turn["url"], headers={"accept": "text/html"}).text
         assert 'data-state="stopped"' in page and "word word" in page, "what was written is kept"
