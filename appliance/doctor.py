@@ -61,7 +61,7 @@ async def thorough(
         "Model files": partial(kept.models, registry, thorough=True),
         "Audit record": partial(kept.record, audit),
         "Pages": partial(border.pages, settings),
-        "Certificates": border.certificates,
+        "Certificates": partial(border.certificates, settings),
     }
     quick = await checks(settings, database, pool, jobs, people, registry)
     slow = [*await _told("Engine", _engine(engine)), *await _all(more)]
