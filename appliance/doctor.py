@@ -60,6 +60,7 @@ async def thorough(
     more: dict[str, Look] = {
         "Model files": partial(kept.models, registry, thorough=True),
         "Audit record": partial(kept.record, audit),
+        "Self-test": partial(machine.measured, settings),
         "Pages": partial(border.pages, settings),
         "Certificates": partial(border.certificates, settings),
     }

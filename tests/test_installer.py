@@ -6,6 +6,7 @@ The whole of it is played on a booted Debian in `tests/machine`.
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import socket
@@ -14,14 +15,21 @@ import sys
 import zipfile
 from collections import namedtuple
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance import selftest
+from appliance.checkup import Check
+from appliance.settings import Settings
+from tests.test_selftest import DESK
+
 ROOT = Path(__file__).resolve().parents[1]
 CPU = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu sse4_2 avx avx2\n"
 DEBIAN = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n'
+NO_BACKUP = Check("Backups", False, "There is no backup.", "Make one.")
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -126,6 +134,44 @@ def test_a_port_that_somebody_else_has(monkeypatch: pytest.MonkeyPatch) -> None:
         state = checks._ports(lambda _port: False)
         assert state.state == "stop" and str(port) in state.detail and str(port) in state.remedy
         assert checks._ports(lambda _port: True).state == "fine", "the proxy of an earlier run is the box's own"
+
+
+# --- after it was put in -----------------------------------------------------------------------------------------------------
+def test_a_new_box_is_measured_once_and_what_waits_for_somebody_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the program itself answers is tried in `test_selftest` and `test_checkup`, and on a box in `tests/machine`."""
+    machine, changes = loaded("target", "machine", "changes")
+    home, program = tmp_path / "home", tmp_path / "appliance"
+    home.mkdir()
+    result = selftest.judge(Settings(home=home), "starter", DESK)
+    said = {"selftest": asdict(result), "doctor": {"checks": [asdict(Check("Disk", True, "Fine.")), asdict(NO_BACKUP)]}}
+    for name, document in said.items():
+        (tmp_path / name).write_text(json.dumps(document))
+    program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\ncat "{tmp_path}/$1"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(machine, "PROGRAM", program)
+    monkeypatch.setattr(machine, "DATA", home)
+    monkeypatch.setattr(changes, "LOG", tmp_path / "log")
+    work = changes.Changes(dry=False)
+    machine.measure(60, work)  # it has been measured
+    (home / "selftest.json").unlink()
+    machine.measure(0, work)  # nobody wants it
+    machine.measure(60, changes.Changes(dry=True))
+    machine.doctor(changes.Changes(dry=True))
+    assert not (tmp_path / "asked").exists()
+    capsys.readouterr()
+    machine.measure(60, work)
+    machine.doctor(work)
+    assert (tmp_path / "asked").read_text() == "selftest --seconds 60 --json\ndoctor --json\n"
+    said_aloud = capsys.readouterr().out.splitlines()
+    assert said_aloud == ["Measuring for 60 seconds what this machine can serve.", result.summary,
+                          "  to do  Backups: There is no backup. Make one."]  # fmt: skip
+    program.write_text("#!/bin/sh\nexit 1\n")
+    machine.measure(60, work)
+    machine.doctor(work)
+    told = capsys.readouterr().out
+    assert "sudo appliance selftest" in told and "sudo appliance doctor" in told, "a box all the same"
 
 
 # --- bundles ---------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from appliance import selftest
 from appliance.audit import SLACK, clock_went_back
 from appliance.checkup.check import Check
 from appliance.db import Database
@@ -67,9 +68,9 @@ def disk(settings: Settings) -> Check:
 
 def gpu(devices: Path = PCI) -> Check:
     """A box does without; a card that is there and cannot be used is worth a word."""
-    room = catalog.Machine.here().gpu
-    if room:
-        return Check("GPU", True, f"A graphics card with {room / 1e9:.0f} GB.")
+    here = catalog.Machine.here()
+    if here.gpu:
+        return Check("GPU", True, f"A graphics card with {here.gpu / 1e9:.0f} GB: {here.card}.")
     if _card(devices):
         return Check("GPU", False, "There is an NVIDIA card, but its driver does not answer; the processor does the work.",
                      "Install the driver, or take no notice where the processor is enough.", "nvidia-smi")  # fmt: skip
@@ -83,6 +84,19 @@ def _card(devices: Path) -> bool:
             if (device / "vendor").read_text().strip() == NVIDIA and kind.startswith(DISPLAY):
                 return True
     return False
+
+
+def measured(settings: Settings, now: catalog.Machine | None = None) -> Check:
+    """Whether the machine is still the one that was measured."""
+    last = selftest.last(settings)
+    if last is None:
+        return Check("Self-test", True, "Nobody has measured yet what this machine can serve: `appliance selftest` does.")
+    told = f"Measured on {time.strftime('%d %B %Y', time.localtime(last.at))}"
+    different = selftest.changed(last, now or catalog.Machine.here())
+    if different:
+        return Check("Self-test", False, f"{told}; since then the machine has {different}.",
+                     "Measure again while nobody asks.", "appliance selftest")  # fmt: skip
+    return Check("Self-test", True, f"{told}. {last.summary}")
 
 
 def clock(database: Database, now: float | None = None) -> Check:

@@ -186,7 +186,7 @@ def measure(seconds: float, changes: Changes) -> None:
     if seconds <= 0 or (DATA / "selftest.json").is_file():
         return
     changes.say(f"Measuring for {seconds:.0f} seconds what this machine can serve.")
-    found = _asked(["selftest", "--seconds", str(seconds)], 10 * seconds + 300, changes)
+    found = _asked(["selftest", "--seconds", f"{seconds:g}"], 10 * seconds + 300, changes)
     if found is not None:
         changes.say(str(found.get("summary") or "It could not be measured now. Later: sudo appliance selftest"))
 
@@ -194,7 +194,11 @@ def measure(seconds: float, changes: Changes) -> None:
 def doctor(changes: Changes) -> None:
     """What still waits for somebody, as the doctor says it; an installation does not hang on that."""
     found = _asked(["doctor"], 300, changes)
-    for one in found.get("checks", ()) if found else ():
+    if found is None:
+        return
+    if "checks" not in found:
+        changes.say("How the box is could not be asked. Later: sudo appliance doctor")
+    for one in found.get("checks", ()):
         if not one["ok"]:
             changes.say(f"  to do  {one['name']}: {one['detail']} {one['remedy']}")
 
