@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import checks
 import machine
 import release
-from changes import Changes, Fault
+from changes import FULL, Changes, Fault
+
+AGAIN = "Check the disk and the stick, then run the same command again: it goes on where it stopped."
 
 
 def main() -> int:
@@ -39,10 +42,17 @@ def main() -> int:
         changes.say(f"Try: {fault.hint}")
         return fault.code
     except OSError as error:
-        changes.say(f"Error: The system refused: {error.strerror} ({error.filename}).")
-        changes.say("Try: Check the disk, then run the same command again: it goes on where it stopped.")
+        changes.say(f"Error: The system refused: {refused(error)}.")
+        changes.say(f"Try: {FULL}" if "No space left" in str(error) else f"Try: {AGAIN}")
         return 1
     return 0
+
+
+def refused(error: OSError) -> str:
+    """What it was, also where many files were copied at once and each may have failed in its own way."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        return str(error.args[0][0][-1])
+    return f"{error.strerror} ({error.filename})"
 
 
 def install(given: argparse.Namespace, changes: Changes) -> None:
