@@ -188,7 +188,7 @@ def _shown(address: tuple[str, int], name: str) -> Shown:
 
 
 def _own(choice: Path) -> Shown | None:
-    """The school's own certificate, where `appliance certificate use` put one in."""
+    """The school's own certificate, where it was put in (`installer/target/certificate.py`)."""
     with suppress(OSError, ValueError):
         found = re.search(r"(?m)^tls (/\S+\.pem) ", choice.read_text("utf-8"))
         if found:
