@@ -46,6 +46,7 @@ async def checks(
         "Jobs": partial(_queue, jobs),
         "Safeguarding": partial(_lead, people),
         "Backups": partial(saved.backups, settings),
+        "Certificates": partial(border.put_in, settings),
     }
     return [*await _told("Answers", _answers(pool)), *await _all(looks)]
 

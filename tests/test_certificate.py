@@ -110,6 +110,21 @@ def test_a_certificate_for_somebody_else(school: Authority) -> None:
     assert certificate.checked(*school.host("IP:10.0.0.5"), NAMES)[0].names == ("10.0.0.5",)
 
 
+def test_the_health_page_counts_the_days_of_the_school_s_own(school: Authority, tmp_path: Path) -> None:
+    settings, choice = Settings(allowed_hosts=("localhost", "appliance.local")), tmp_path / "certificate.caddy"
+    choice.write_text(certificate.HEAD + certificate.INTERNAL)
+    assert border.put_in(settings, choice=choice) is None, "the box's own renews itself"
+    found, key = school.host()
+    choice.write_text(f"{certificate.HEAD}tls {found} {key}\n")
+    for days, words in ((0, ""), (275, "days left"), (301, "ended on"), (-2, "good only from")):
+        check = border.put_in(settings, choice=choice, now=time.time() + days * 86400)
+        assert check is not None and check.ok is (not words) and words in check.detail, check
+        assert check.ok or check.command.startswith("appliance certificate use"), check
+    other = Settings(allowed_hosts=("localhost", "box.example"))
+    strange = border.put_in(other, choice=choice)
+    assert strange and not strange.ok and "not for box.example" in strange.detail
+
+
 def test_a_key_that_others_may_read_or_that_is_locked(school: Authority) -> None:
     found, key = school.host()
     key.chmod(0o644)
@@ -136,6 +151,23 @@ def test_files_of_another_kind_are_told_how_to_be_turned(school: Authority) -> N
 def _private(path: Path) -> Path:
     path.chmod(0o600)
     return path
+
+
+def test_the_command_is_root_s_and_says_how_it_is_used(tmp_path: Path) -> None:
+    script = shutil.copy(ROOT / "installer" / "target" / "certificate.py", tmp_path / "appliance-certificate")
+
+    def said(*words: str, user: int | None = None) -> tuple[int, str]:
+        line = ["/usr/bin/env", "python3", "-c", Path(script).read_text(), *words]
+        done = subprocess.run(line, user=user, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    if os.geteuid() == 0:
+        assert said("--help")[0] == 0 and "use CERT.pem KEY.pem" in said("--help")[1]
+        assert said("use", "one.pem")[0] == 2 and "appliance certificate" in said("use", "one.pem")[1]
+        code, told = said("use", str(tmp_path / "none.pem"), str(tmp_path / "none.key"))
+        assert code == 1 and "none.pem cannot be read" in told and "Try:" in told
+    code, told = said("use", "a.pem", "b.pem", user=65534 if os.geteuid() == 0 else None)
+    assert code == 1 and "Only root" in told and "sudo appliance certificate use a.pem b.pem" in told
 
 
 # --- a real proxy ----------------------------------------------------------------------------------------------------------

@@ -111,8 +111,7 @@ def certificates(
     except (OSError, UnicodeDecodeError):
         return None
     now = time.time() if now is None else now
-    called = [host.lower() for host in settings.allowed_hosts if host not in LOOPBACK] or ["appliance.local"]
-    own = _own(choice)
+    called, own = _called(settings), _own(choice)
     try:
         shown = _shown(address, next((name for name in called if own and own.covers(name)), called[0]))
     except OSError:
@@ -122,6 +121,20 @@ def certificates(
     if amiss is None and own is None:
         return _of_the_box(shown, _authority(authority, address[0], plain), address, called[0], now)
     return amiss or _of_the_school(shown, own, now)
+
+
+def put_in(settings: Settings, *, choice: Path = CHOICE, now: float | None = None) -> Check | None:
+    """The school's own certificate as it lies there, for who cannot ask the proxy; None where there is none."""
+    now = time.time() if now is None else now
+    own = _own(choice)
+    if own is None:
+        return None
+    return _amiss(own, _called(settings), now, USE) or _of_the_school(own, own, now)
+
+
+def _called(settings: Settings) -> list[str]:
+    """The names under which browsers reach the box."""
+    return [host.lower() for host in settings.allowed_hosts if host not in LOOPBACK] or ["appliance.local"]
 
 
 def _amiss(shown: Shown, called: Sequence[str], now: float, command: str) -> Check | None:
