@@ -259,6 +259,7 @@ def test_the_school_s_own_is_shown_and_the_box_s_own_again(box: Any, school: Aut
         "for appliance.local, *.school.example" in told and "School Root" in told and "*.school.example once it stands" in told
     )
     assert shown(box).issuer == "School Intermediate" and shown(box, "10.0.0.5").issuer == "School Intermediate"
+    assert certificate.use(box, found, key) == told, "once more is no harm"
     kept = next(box.kept.iterdir())
     assert (kept / "key.pem").stat().st_mode & 0o777 == 0o640 and (kept / "certificate.pem").stat().st_mode & 0o777 == 0o644
     text = (box.trust / "index.html").read_text()

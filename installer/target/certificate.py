@@ -133,7 +133,7 @@ def use(place, certificate, key, names=None):
     """Show the school's own from now on; a sentence about it. Raises Refused, with what was shown before still shown."""
     brought, chain, private = checked(certificate, key, names or called(place))
     before = place.choice.read_text("utf-8") if place.choice.is_file() else HEAD + INTERNAL
-    folder = place.kept / brought.print.replace(":", "").lower()[:16]
+    folder = place.kept / hashlib.sha256("".join([*chain, private]).encode()).hexdigest()[:16]
     fresh = not folder.is_dir()
     try:
         _put(place, folder, chain, private)
@@ -330,6 +330,8 @@ def chosen(place):
 
 
 def _put(place, folder, chain, private):
+    if folder.is_dir():
+        return  # it was whole before it had this name, and may be shown just now
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -339,7 +341,6 @@ def _put(place, folder, chain, private):
         _write(part / name, text, mode)
     if place.user:
         shutil.chown(part / "key.pem", "root", place.user)
-    shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 
 
