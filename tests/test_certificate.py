@@ -244,7 +244,7 @@ def looked(place: Any, now: float | None = None) -> Any:
         proxy=place.caddyfile,
         choice=place.choice,
         authority=place.authority / "root.crt",
-        address=place.door,
+        port=place.door[1],
         now=now,
     )
 

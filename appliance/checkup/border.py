@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance import guard
 from appliance.checkup.check import Check
 from appliance.jobs import held
 from appliance.network import Policy, needed
@@ -31,7 +32,7 @@ WEB_SOCKET = Path("/run/appliance/web.sock")
 SOON = 30 * 86400.0  # seconds before its end in which the school's own certificate has to be exchanged
 AUTHORITY_SOON = 180 * 86400.0  # and the box's authority, on every device
 SECONDS = 3.0
-LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
+LOOPBACKS = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 
 def air_gap(settings: Settings) -> Check:
@@ -62,8 +63,10 @@ def pages(settings: Settings, web_socket: Path = WEB_SOCKET) -> Check:
             link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             link.settimeout(SECONDS)
             link.connect(str(web_socket))
+        elif settings.host in ("0.0.0.0", *LOOPBACKS):
+            link = _door(settings.port)
         else:
-            link = socket.create_connection((_local(settings.host), settings.port), SECONDS)
+            return Check("Pages", True, f"They are served at {settings.host} alone, where they are not looked at from here.")
         with link:
             asked = http.client.HTTPConnection("localhost", timeout=SECONDS)
             asked.sock = link
@@ -77,8 +80,10 @@ def pages(settings: Settings, web_socket: Path = WEB_SOCKET) -> Check:
     return Check("Pages", True, "They answer.")
 
 
-def _local(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+def _door(port: int) -> socket.socket:
+    """A line to a door of this machine, which no process of the box may open otherwise. Raises OSError."""
+    with guard.own_door(port):
+        return socket.create_connection((guard.LOOPBACK, port), SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ class Shown:
 
 def certificates(
     settings: Settings, *, proxy: Path = PROXY, choice: Path = CHOICE, authority: Path = AUTHORITY,
-    address: tuple[str, int] = ("127.0.0.1", 443), plain: int = 80, now: float | None = None,
+    port: int = 443, plain: int = 80, now: float | None = None,
 ) -> Check | None:  # fmt: skip
     """The certificate that the proxy really shows to devices, and who stands behind it: the school, or the box's own
     authority. None where the installer set no proxy up.
@@ -113,13 +118,13 @@ def certificates(
     now = time.time() if now is None else now
     called, own = _called(settings), _own(choice)
     try:
-        shown = _shown(address, next((name for name in called if own and own.covers(name)), called[0]))
+        shown = _shown(port, next((name for name in called if own and own.covers(name)), called[0]))
     except OSError:
-        told = f"The encrypted door does not answer at port {address[1]}."
+        told = f"The encrypted door does not answer at port {port}."
         return Check(CERTIFICATES, False, told, "Look at the proxy's log, and start it again.", RESTART)
     amiss = _amiss(shown, called, now, INTERNAL if own is None else USE)
     if amiss is None and own is None:
-        return _of_the_box(shown, _authority(authority, address[0], plain), address, called[0], now)
+        return _of_the_box(shown, _authority(authority, plain), port, called[0], now)
     return amiss or _of_the_school(shown, own, now)
 
 
@@ -134,7 +139,7 @@ def put_in(settings: Settings, *, choice: Path = CHOICE, now: float | None = Non
 
 def _called(settings: Settings) -> list[str]:
     """The names under which browsers reach the box."""
-    return [host.lower() for host in settings.allowed_hosts if host not in LOOPBACK] or ["appliance.local"]
+    return [host.lower() for host in settings.allowed_hosts if host not in LOOPBACKS] or ["appliance.local"]
 
 
 def _amiss(shown: Shown, called: Sequence[str], now: float, command: str) -> Check | None:
@@ -167,7 +172,7 @@ def _of_the_school(shown: Shown, own: Shown | None, now: float) -> Check:
     return Check(CERTIFICATES, True, f"{told} {left} days left.")
 
 
-def _of_the_box(shown: Shown, found: str, address: tuple[str, int], name: str, now: float) -> Check:
+def _of_the_box(shown: Shown, found: str, port: int, name: str, now: float) -> Check:
     if not found:
         told = "The authority of the box's certificates cannot be read."
         return Check(CERTIFICATES, False, told, "Look at the proxy's log, and start it again.", RESTART)
@@ -178,13 +183,13 @@ def _of_the_box(shown: Shown, found: str, address: tuple[str, int], name: str, n
         remedy = f"Make a new one in the holidays, and have every device trust it (see /trust); the clock says {_day(now)}."
         return Check(CERTIFICATES, False, told, remedy, f"{INTERNAL} --new-authority")
     try:
-        with socket.create_connection(address, SECONDS) as link, context.wrap_socket(link, server_hostname=name):
+        with _door(port) as link, context.wrap_socket(link, server_hostname=name):
             pass
     except ssl.SSLCertVerificationError as error:
         told = f"What the proxy shows is not trusted: {error.verify_message.rstrip('.')}."
         return Check(CERTIFICATES, False, told, "Have it made anew.", INTERNAL)
     except OSError:
-        told = f"The encrypted door does not answer at port {address[1]}."
+        told = f"The encrypted door does not answer at port {port}."
         return Check(CERTIFICATES, False, told, "Look at the proxy's log, and start it again.", RESTART)
     told = (
         f"The certificate of {name} is good until {_day(shown.ends)} and renewed by itself, its authority until {_day(ends)}."
@@ -192,11 +197,11 @@ def _of_the_box(shown: Shown, found: str, address: tuple[str, int], name: str, n
     return Check(CERTIFICATES, True, told)
 
 
-def _shown(address: tuple[str, int], name: str) -> Shown:
+def _shown(port: int, name: str) -> Shown:
     """What the proxy shows for this name, whether it may be trusted or not. Raises OSError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is looked at, and nothing is said to it
-    with socket.create_connection(address, SECONDS) as link, context.wrap_socket(link, server_hostname=name) as safe:
+    with _door(port) as link, context.wrap_socket(link, server_hostname=name) as safe:
         return _read(safe.getpeercert(binary_form=True) or b"")
 
 
@@ -224,11 +229,12 @@ def _read(raw: bytes) -> Shown:
     return Shown(raw, issuer, tuple(names), *dates)
 
 
-def _authority(file: Path, host: str, port: int) -> str:
+def _authority(file: Path, port: int) -> str:
     with suppress(OSError, UnicodeDecodeError):
         return file.read_text("ascii")
     with suppress(OSError, http.client.HTTPException, UnicodeDecodeError, ValueError):
-        asked = http.client.HTTPConnection(host, port, timeout=SECONDS)
+        asked = http.client.HTTPConnection(guard.LOOPBACK, port, timeout=SECONDS)
+        asked.sock = _door(port)
         try:
             asked.request("GET", "/trust.crt")
             said = asked.getresponse()

@@ -119,10 +119,10 @@ def show(place):
     own = chosen(place)
     name = next(iter(own.names if own else [name for name in called(place) if not _address(name)]), "")
     shown = facts(ssl.DER_cert_to_PEM_cert(served(place.door, name)))
-    left = int((shown.ends - time.time()) // 86400)
+    left = f"{int((shown.ends - time.time()) // 86400)} days" if own else "it is renewed by itself"
     whose = "The school's own certificate" if own else "A certificate of the box's own authority"
     print(f"{whose}, for {', '.join(shown.names) or shown.subject}, by {shown.issuer}.")
-    print(f"Good from {day(shown.begins)} until {shown.until}: {left} days. SHA-256 {shown.print}")
+    print(f"Good from {day(shown.begins)} until {shown.until}: {left}. SHA-256 {shown.print}")
     if not shown.begins <= time.time() < shown.ends:
         hint = "See `timedatectl`; then `appliance certificate --help`."
         raise Refused(f"Today is {day(time.time())}: devices are warned.", hint)
