@@ -19,6 +19,8 @@ from appliance.errors import ApplianceError
 from appliance.tables import audit
 
 START = "0" * 64
+# Clocks are set by a few seconds now and then; a row that is further ahead was written under another clock.
+SLACK = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,16 @@ class Entry:
     thing: str
     facts: dict[str, Any]
     hash: str
+
+
+def clock_went_back(connection: sa.Connection, now: float) -> bool:
+    """Whether the box has written down a later moment than this one, and nothing since: what goes by age has to wait.
+
+    Rows are told by their order and not by their dates: once somebody is at work under a clock that was set right, whatever
+    was written while it ran ahead says nothing any more.
+    """
+    last = connection.execute(sa.select(audit.c.at).order_by(audit.c.number.desc()).limit(1)).scalar()
+    return last is not None and last > now + SLACK
 
 
 class Audit:

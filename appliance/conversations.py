@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from appliance import branches, openings
+from appliance.audit import SLACK, clock_went_back
 from appliance.errors import BadInput, NotFound
 from appliance.knowledge import quoted
 from appliance.tables import conversations, documents, gone_documents, new_id, turns, users
@@ -188,9 +189,13 @@ class Conversations:
             return None
 
     def purge(self) -> int:
-        """Delete for good what can no longer be brought back: how many."""
+        """Delete for good what can no longer be brought back: how many. Nothing while the clock stands too early."""
+        now = time.time()
         with self._database.begin() as connection:
-            over = conversations.c.deleted < time.time() - UNDO_SECONDS
+            if clock_went_back(connection, now):
+                return 0
+            # Also what was deleted at a time to come, under a clock that ran ahead: it would stay until then.
+            over = sa.or_(conversations.c.deleted < now - UNDO_SECONDS, conversations.c.deleted > now + SLACK)
             return connection.execute(sa.delete(conversations).where(over)).rowcount
 
     def add_question(

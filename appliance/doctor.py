@@ -46,6 +46,7 @@ async def checks(
         "Jobs": partial(_queue, jobs),
         "Safeguarding": partial(_lead, people),
         "Backups": partial(saved.backups, settings),
+        "Certificates": partial(border.put_in, settings),
     }
     return [*await _told("Answers", _answers(pool)), *await _all(looks)]
 
@@ -60,8 +61,9 @@ async def thorough(
     more: dict[str, Look] = {
         "Model files": partial(kept.models, registry, thorough=True),
         "Audit record": partial(kept.record, audit),
+        "Self-test": partial(machine.measured, settings),
         "Pages": partial(border.pages, settings),
-        "Certificates": border.certificates,
+        "Certificates": partial(border.certificates, settings),
     }
     quick = await checks(settings, database, pool, jobs, people, registry)
     slow = [*await _told("Engine", _engine(engine)), *await _all(more)]

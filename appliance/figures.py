@@ -37,7 +37,10 @@ class Figures:
         self._database = database
 
     def add(self, seen: Mapping[str, Sequence[float]], now: float | None = None) -> None:
-        """Put what was seen into this hour's rows, and forget what is older than KEPT_DAYS. Names are of NAMES."""
+        """Put what was seen into this hour's rows, and forget what lies before the newest KEPT_DAYS on which something was.
+
+        Names are of NAMES.
+        """
         hour = int((time.time() if now is None else now) // HOUR)
         with self._database.begin() as connection:
             for name in NAMES:
@@ -53,7 +56,12 @@ class Figures:
                     continue
                 more = {"number": row.number + count, "total": row.total + total, "most": max(row.most, most)}
                 connection.execute(figures.update().where(this).values(**more))
-            connection.execute(figures.delete().where(figures.c.hour < hour - 24 * KEPT_DAYS))
+            # By the days that were, not by the clock's: one that runs ahead for an hour must not empty the charts.
+            day = figures.c.hour // 24
+            oldest = sa.select(day.label("day")).distinct().order_by(day.desc()).offset(KEPT_DAYS).limit(1)
+            gone = connection.scalar(oldest)
+            if gone is not None:
+                connection.execute(figures.delete().where(day <= gone))
 
     def days(self, name: str, days: int, now: float | None = None) -> Sequence[Day]:
         """One of NAMES on each of the last days, the oldest first."""

@@ -3,7 +3,8 @@
 Hides what of Python's sockets is watched, and how a refused attempt is counted and told. It sees what Python code does, in
 whatever library; what native code does is for the wall outside: the units, and the rules of `appliance network rules`. Who may
 listen is none of its business: it stops what goes out, and that includes this machine's own loopback, where a resolver or a
-proxy would carry it on. The one exception is made by `egress`, for the very host that it was asked for and the policy allows.
+proxy would carry it on. Exceptions are made by `egress`, for the very host that it was asked for and the policy allows, and by
+the doctor (`checkup.border`), who looks whether the doors of this machine are open, at the loopback address itself.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from appliance.errors import Forbidden
 # Where a process appends a line for each refused attempt; `appliance network prove` counts them there.
 LOG = "APPLIANCE_GUARD_LOG"
 MOST_TOLD = 100  # different attempts of one process that are written down; all are refused and counted
+LOOPBACK = "127.0.0.1"
 _LOCAL = {socket.AF_UNIX, socket.AF_NETLINK}
 # Unix sockets behind which somebody else looks up names, or does other things with a network.
 _FORWARDERS = ("/run/systemd/resolve", "/run/dbus", "/run/nscd", "/run/avahi-daemon")
@@ -92,6 +94,13 @@ def passing(host: str, port: int) -> Iterator[None]:
         yield
     finally:
         _passing[host, port] -= 1
+
+
+@contextlib.contextmanager
+def own_door(port: int) -> Iterator[None]:
+    """For as long as this lasts, this process may reach 127.0.0.1 at that port, and no other address. For the doctor alone."""
+    with passing(LOOPBACK, port):
+        yield
 
 
 def _by_address(name: str) -> Callable[..., Any]:

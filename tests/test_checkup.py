@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +31,7 @@ from appliance.registry import Registry
 from appliance.settings import Settings
 
 DAY = 86400.0
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_clock_may_not_stand_before_what_was_written(database: Database) -> None:
@@ -139,6 +143,25 @@ def test_pages_answer_or_not(page: HTTPServer, tmp_path: Path) -> None:
     assert not check.ok and check.command == "appliance serve"
 
 
+def test_the_doctor_may_look_at_the_box_s_own_doors_and_at_no_other(page: HTTPServer, tmp_path: Path) -> None:
+    """In a process of its own, as the command is: there the guard stands, and refuses whatever reaches out."""
+    lines = (
+        "import socket, sys; from pathlib import Path; from appliance import guard; guard.install()",
+        "from appliance.checkup import border; from appliance.settings import Settings",
+        "settings = Settings(home=Path(sys.argv[1]), port=int(sys.argv[2]))",
+        "print(border.pages(settings, Path('/none')).detail)",
+        "border._authority(Path('/none'), settings.port)",
+        "try: socket.create_connection(('127.0.0.1', settings.port))",
+        "except PermissionError: print('refused')",
+    )
+    words = [sys.executable, "-c", "\n".join(lines), tmp_path, str(page.server_port)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.stdout.splitlines() == ["They answer.", "refused"], done.stderr
+    assert done.stderr.count("was refused") == 1, done.stderr
+
+
 def certificate(folder: Path, *, root_days: float, leaf_days: float) -> tuple[Path, Path]:
     """An authority, and a file with a key and a certificate of appliance.local from it."""
     from cryptography import x509
@@ -168,28 +191,26 @@ def certificate(folder: Path, *, root_days: float, leaf_days: float) -> tuple[Pa
 
 @pytest.mark.parametrize(
     ("root_days", "leaf_days", "words"),
-    [(3000, 1, ""), (3000, -1, "not trusted: certificate has expired"), (10, 1, "authority that devices trust ends")],
+    [(3000, 1, ""), (3000, -1, "ended on"), (10, 1, "authority that devices trust ends")],
 )
 def test_certificates_of_the_proxy(tmp_path: Path, root_days: float, leaf_days: float, words: str) -> None:
     authority, shown = certificate(tmp_path, root_days=root_days, leaf_days=leaf_days)
     proxy = tmp_path / "Caddyfile"
-    assert border.certificates(proxy) is None, "no proxy was set up"
+    assert border.certificates(Settings(), proxy=proxy) is None, "no proxy was set up"
     proxy.write_text("# Written by the school appliance's installer.\n")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(shown)
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
-            try:
-                with context.wrap_socket(listener.accept()[0], server_side=True):
-                    pass
-            except OSError:
-                return
+            with contextlib.suppress(OSError):
+                while True:
+                    link = listener.accept()[0]
+                    with contextlib.suppress(OSError), context.wrap_socket(link, server_side=True):
+                        pass
 
         threading.Thread(target=answer, daemon=True).start()
-        check = border.certificates(proxy, authority, listener.getsockname())
-        if words.startswith("authority"):
-            socket.create_connection(listener.getsockname()).close()  # the thread waits for somebody
+        check = border.certificates(Settings(), proxy=proxy, authority=authority, port=listener.getsockname()[1])
     assert check is not None and check.ok is (not words) and words.lower() in check.detail.lower(), check
 
 
@@ -198,10 +219,8 @@ def test_an_encrypted_door_that_is_shut_is_told(tmp_path: Path) -> None:
     (tmp_path / "Caddyfile").write_text("# Written by the school appliance's installer.\n")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        check = border.certificates(tmp_path / "Caddyfile", authority, free.getsockname())
-        lost = border.certificates(tmp_path / "Caddyfile", tmp_path / "none", free.getsockname(), free.getsockname()[1])
-    assert check and not check.ok and "does not answer" in check.detail
-    assert lost and not lost.ok and "cannot be read" in lost.detail
+        check = border.certificates(Settings(), proxy=tmp_path / "Caddyfile", authority=authority, port=free.getsockname()[1])
+    assert check and not check.ok and "does not answer" in check.detail and check.command
 
 
 # --- all of them ----------------------------------------------------------------------------------------------------------

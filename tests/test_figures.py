@@ -31,12 +31,22 @@ def test_what_was_seen_in_a_day_is_summed(database: Database) -> None:
         assert set(connection.execute(sa.select(table.c.name)).scalars()) == {"first_words", "disk"}
 
 
-def test_old_hours_are_forgotten(database: Database) -> None:
+def test_the_newest_days_are_kept_and_a_clock_that_errs_empties_nothing(database: Database) -> None:
     figures = Figures(database)
-    figures.add({"memory": [0.4]}, NOON - (KEPT_DAYS + 1) * DAY)
-    figures.add({"memory": [0.4]}, NOON)
-    with database.read() as connection:
-        assert connection.execute(sa.select(sa.func.count()).select_from(table)).scalar() == 1
+
+    def kept() -> list[int]:
+        with database.read() as connection:
+            return sorted({hour // 24 for hour in connection.execute(sa.select(table.c.hour)).scalars()})
+
+    first = int(NOON // DAY)
+    for number in range(KEPT_DAYS + 3):
+        figures.add({"memory": [0.4]}, NOON + number * DAY)
+    days = list(range(first + 3, first + 3 + KEPT_DAYS))
+    assert kept() == days
+    figures.add({"memory": [0.4]}, NOON + 3660 * DAY)
+    assert kept()[:-1] == days[1:], "ten years ahead: one day goes for one that came"
+    figures.add({"memory": [0.4]}, 0.0)
+    assert kept()[:-1] == days[1:], "1970: nothing goes but that hour"
 
 
 def test_questions_are_those_of_the_whole_box(database: Database) -> None:

@@ -5,23 +5,33 @@ The whole of it is played on a booted Debian in `tests/machine`.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections import namedtuple
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance import selftest
+from appliance.checkup import Check
+from appliance.settings import Settings
+from tests.test_selftest import DESK
+
 ROOT = Path(__file__).resolve().parents[1]
 CPU = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu sse4_2 avx avx2\n"
 DEBIAN = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n'
+NO_BACKUP = Check("Backups", False, "There is no backup.", "Make one.")
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -44,6 +54,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     (proc / "meminfo").write_text("MemTotal:       16000000 kB\n")
     (tmp_path / "os-release").write_text(DEBIAN)
     (tmp_path / "bin").mkdir()
+    monkeypatch.setattr(checks, "SYSTEMD", tmp_path)
     monkeypatch.setattr(checks, "PROC", proc)
     monkeypatch.setattr(checks, "OS_RELEASE", tmp_path / "os-release")
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _path: Usage(10**12, 0, 10**11))
@@ -72,6 +83,19 @@ def test_two_gigabytes_of_disk_are_too_few(machine: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _path: Usage(10**11, 0, 2 * 2**30))
     state, detail, _remedy = found(machine)["Disk"]
     assert state == "stop" and "2048 MB are free" in detail and str(machine.DISK_MB) in detail
+
+
+def test_a_small_disk_of_its_own_for_data_is_noticed(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"/var/lib": 500 * 2**20}
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: Usage(10**11, 0, free.get(str(path), 10**11)))
+    state, detail, _remedy = found(machine)["Disk"]
+    assert state == "stop" and "500 MB are free below /var/lib" in detail and "800 are needed" in detail
+
+
+def test_a_machine_that_systemd_does_not_run(machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SYSTEMD", tmp_path / "none")
+    state, detail, _remedy = found(machine)["System"]
+    assert state == "stop" and "not run by systemd" in detail
 
 
 @pytest.mark.parametrize(("kilobytes", "state"), [(2_000_000, "stop"), (4_000_000, "note"), (8_000_000, "fine")])
@@ -103,7 +127,7 @@ def test_a_clock_that_cannot_be_right(machine: Any, monkeypatch: pytest.MonkeyPa
 def test_a_read_only_etc(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.os, "access", lambda path, _mode: str(path) != "/etc")
     state, detail, remedy = found(machine)["Folders"]
-    assert state == "stop" and "/etc" in detail and "remount,rw /etc" in remedy
+    assert state == "stop" and "/etc" in detail and "mount -o remount,rw /" in remedy
 
 
 @pytest.mark.parametrize(
@@ -116,6 +140,18 @@ def test_an_old_driver_is_noted_and_the_processor_serves(machine: Any, tmp_path:
     assert found(machine)["GPU"][0] == state
 
 
+@pytest.mark.parametrize("script", ["echo No devices were found", "echo 'T4, [N/A], 1 MiB'", "exit 9", "exec /bin/sleep 60"])
+def test_a_driver_that_talks_nonsense_or_hangs(
+    machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    monkeypatch.setattr(machine, "GPU_SECONDS", 0.2 if "sleep" in script else 20.0)
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    state, detail, remedy = found(machine)["GPU"]
+    assert state == "note" and "no GPU that works" in detail and "processor" in remedy
+
+
 def test_a_port_that_somebody_else_has(monkeypatch: pytest.MonkeyPatch) -> None:
     (checks,) = loaded("target", "checks")
     with socket.socket() as taken:
@@ -125,7 +161,115 @@ def test_a_port_that_somebody_else_has(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(checks, "PORTS", (port,))
         state = checks._ports(lambda _port: False)
         assert state.state == "stop" and str(port) in state.detail and str(port) in state.remedy
+        assert not shutil.which("ss") or os.geteuid() or " by another program" not in state.detail, "who has it is named"
         assert checks._ports(lambda _port: True).state == "fine", "the proxy of an earlier run is the box's own"
+
+
+# --- a disk that is full, a stick that runs nothing, a person who is not root ----------------------------------------------
+@contextlib.contextmanager
+def disk(path: Path, options: str) -> Iterator[Path]:
+    """A real file system of its own."""
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+@pytest.mark.optional
+def test_a_disk_that_fills_in_the_middle_is_said_and_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, main = loaded("target", "changes", "main")
+    monkeypatch.setattr(changes, "LOG", tmp_path / "log")
+    work = changes.Changes(dry=False)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "large").write_bytes(os.urandom(2**20))
+    with disk(tmp_path / "small", "size=512k") as small:
+        work.write(small / "settings", "old")
+        with pytest.raises(changes.Fault, match="cannot be written: No space left"):
+            work.write(small / "settings", "x" * 2**20)
+        assert [path.name for path in small.iterdir()] == ["settings"] and (small / "settings").read_text() == "old"
+        with pytest.raises(changes.Fault, match="Installing the packages did not work: the disk is full") as full:
+            work.run(["cp", tmp_path / "models" / "large", small / "large"], "Installing the packages", "Read the log.")
+        assert "Free some space" in full.value.hint and "goes on" in full.value.hint
+        (small / "large").unlink()
+
+        def fill(_given: Any, _changes: Any) -> None:
+            shutil.copytree(tmp_path / "models", small / "models")
+
+        monkeypatch.setattr(main, "install", fill)
+        monkeypatch.setattr(sys, "argv", ["install", str(tmp_path), str(tmp_path)])
+        assert main.main() == 1
+        told = capsys.readouterr().out
+        assert "No space left on device" in told and "Free some space" in told and "None" not in told
+
+
+@pytest.mark.optional
+def test_a_stick_from_which_nothing_may_be_run_installs_through_bash(tmp_path: Path) -> None:
+    (signing,) = loaded("bundling", "signing")
+    with disk(tmp_path / "stick", "size=1m,noexec") as stick:
+        (stick / "target").mkdir()
+        shutil.copy(ROOT / "installer" / "install", stick / "install")
+        (stick / "target" / "main.py").write_text("raise SystemExit('it went on')\n")
+        (stick / "VERSION").write_text("{}")
+        signing.seal(stick, tmp_path / "key.pem")
+        with pytest.raises(PermissionError):
+            subprocess.run([stick / "install"], capture_output=True, check=False)
+        done = subprocess.run(
+            ["bash", stick / "install", "--key", stick / "signing.pub"], capture_output=True, text=True, check=False
+        )
+    assert "it went on" in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_is_not_root_is_told_how() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        script = shutil.copy(ROOT / "installer" / "install", folder)
+        words = ["bash", script, "--dry-run"]
+        done = subprocess.run(words, user=65534, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 1 and "Only root" in done.stderr and "sudo" in done.stderr and "--dry-run" in done.stderr
+
+
+# --- after it was put in -----------------------------------------------------------------------------------------------------
+def test_a_new_box_is_measured_once_and_what_waits_for_somebody_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the program itself answers is tried in `test_selftest` and `test_checkup`, and on a box in `tests/machine`."""
+    machine, changes = loaded("target", "machine", "changes")
+    home, program = tmp_path / "home", tmp_path / "appliance"
+    home.mkdir()
+    result = selftest.judge(Settings(home=home), "starter", DESK)
+    said = {"selftest": asdict(result), "doctor": {"checks": [asdict(Check("Disk", True, "Fine.")), asdict(NO_BACKUP)]}}
+    for name, document in said.items():
+        (tmp_path / name).write_text(json.dumps(document))
+    program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\ncat "{tmp_path}/$1"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(machine, "PROGRAM", program)
+    monkeypatch.setattr(machine, "DATA", home)
+    monkeypatch.setattr(changes, "LOG", tmp_path / "log")
+    work = changes.Changes(dry=False)
+    machine.measure(60, work)  # it has been measured
+    (home / "selftest.json").unlink()
+    machine.measure(0, work)  # nobody wants it
+    machine.measure(60, changes.Changes(dry=True))
+    machine.doctor(changes.Changes(dry=True))
+    assert not (tmp_path / "asked").exists()
+    capsys.readouterr()
+    machine.measure(60, work)
+    machine.doctor(work)
+    assert (tmp_path / "asked").read_text() == "selftest --seconds 60 --json\ndoctor --json\n"
+    said_aloud = capsys.readouterr().out.splitlines()
+    assert said_aloud == ["Measuring for 60 seconds what this machine can serve.", result.summary,
+                          "  to do  Backups: There is no backup. Make one."]  # fmt: skip
+    program.write_text("#!/bin/sh\nexit 1\n")
+    machine.measure(60, work)
+    machine.doctor(work)
+    told = capsys.readouterr().out
+    assert "sudo appliance selftest" in told and "sudo appliance doctor" in told, "a box all the same"
 
 
 # --- bundles ---------------------------------------------------------------------------------------------------------------

@@ -114,6 +114,7 @@ WITHIN = {
     ("plugins", "reading"),
     ("tuned", "programs"),
     ("checkup", "backup"),
+    ("checkup", "selftest"),
     ("checkup", "tuning"),
     ("doctor", "checkup"),
     ("selftest", "tuning"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from appliance import selftest
+from appliance.checkup import machine
 from appliance.engine import sizing
 from appliance.errors import ModelUnavailable
-from appliance.selftest import yardstick
+from appliance.selftest import card, yardstick
 from appliance.selftest.advise import BITS, CLASS, Speed, advise, best, summary
 from appliance.selftest.measure import SEVERAL, Measured
 from appliance.settings import Settings
@@ -97,6 +99,56 @@ def test_the_yardstick_is_a_model_to_llama_cpp(tmp_path: Path) -> None:
         assert np.isfinite(llama.logits(0)).all(), "noise, but numbers"
     finally:
         llama.close()
+
+
+def test_a_card_is_named_with_its_driver_and_its_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '4096, NVIDIA T400, 550.90'\necho '15360, NVIDIA T4, 550.90'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    here = catalog.Machine.here()
+    assert (here.gpu, here.card) == (15360 * 2**20, "NVIDIA T4, driver 550.90")
+    with_card = replace(DESK, gpu=here.gpu, card=here.card)
+    assert "NVIDIA T4, driver 550.90" in summary(None, with_card) and "cannot compute on it" in summary(None, with_card)
+    told = summary(None, replace(with_card, card_memory=3e11, card_computing=4e13))
+    assert "reads 300 GB and computes 40.0 million million operations" in told
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert catalog.Machine.here().gpu == 0, "a driver that does not answer"
+
+
+def test_the_speed_of_a_card_is_measured_by_work_that_any_device_does() -> None:
+    pytest.importorskip("torch")
+    reading, computing = card.speed(0.2, "cpu", size=2**24, side=256)
+    assert reading > 1e8 and computing > 1e8
+    assert card.speed(0.2, "cuda") == (0.0, 0.0) or catalog.Machine.here().gpu
+
+
+def test_a_machine_that_changed_is_noticed_and_one_that_did_not_is_not(settings: Settings) -> None:
+    settings.home.mkdir(parents=True)
+    assert "Nobody has measured" in machine.measured(settings).detail
+    result = selftest.judge(settings, "starter", replace(DESK, gpu=GB, card="NVIDIA T4, driver 525"))
+    as_it_was = catalog.Machine(DESK.memory, DESK.cores, GB, "NVIDIA T4, driver 525")
+    assert machine.measured(settings, as_it_was).ok and result.summary in machine.measured(settings, as_it_was).detail
+    assert machine.measured(settings, replace(as_it_was, memory=DESK.memory - GB // 10)).ok, "a kernel takes a little more"
+    for other, words in (
+        (replace(as_it_was, cores=8), "8 cores instead of 2"),
+        (replace(as_it_was, memory=16 * GB), "16 GB of memory instead of 8"),
+        (replace(as_it_was, card="NVIDIA T4, driver 550"), "driver 550 instead of NVIDIA T4, driver 525"),
+        (replace(as_it_was, gpu=0, card=""), "no graphics card any more"),
+    ):
+        check = machine.measured(settings, other)
+        assert not check.ok and words in check.detail and check.command == "appliance selftest", check
+
+
+def test_a_result_of_an_earlier_release_is_still_read(settings: Settings) -> None:
+    settings.home.mkdir(parents=True)
+    selftest.judge(settings, "starter", DESK)
+    kept = json.loads(settings.selftest.read_text())
+    for name in ("card", "card_memory", "card_computing"):
+        del kept["measured"][name]
+    settings.selftest.write_text(json.dumps(kept))
+    found = selftest.last(settings)
+    assert found is not None and found.measured == DESK
 
 
 def test_what_is_no_model_is_refused_and_a_damaged_result_is_none(settings: Settings, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from appliance.selftest.measure import Measured, measure
 from appliance.settings import Settings
 from appliance.tuning import catalog
 
+MATTERS = 0.05  # of memory: a kernel keeps a little more or less for itself
 SMALL = 50_000_000  # weights: of a smaller model most of the time goes elsewhere
 
 
@@ -82,4 +83,18 @@ def last(settings: Settings) -> Result | None:
         return None
 
 
-__all__ = ["Advice", "Measured", "Result", "judge", "last", "run"]
+def changed(result: Result, machine: catalog.Machine) -> str:
+    """What is different since in the machine that was measured, in words; "" where nothing is that matters."""
+    was, told = result.measured, []
+    if was.cores != machine.cores:
+        told.append(f"{machine.cores} cores instead of {was.cores}")
+    if abs(was.memory - machine.memory) > MATTERS * was.memory:
+        told.append(f"{machine.memory / 1e9:.0f} GB of memory instead of {was.memory / 1e9:.0f}")
+    if was.card and machine.card and was.card != machine.card:
+        told.append(f"{machine.card} instead of {was.card}")
+    elif bool(was.gpu) != bool(machine.gpu):
+        told.append(f"a graphics card more ({machine.card})" if machine.gpu else "no graphics card any more")
+    return ", ".join(told)
+
+
+__all__ = ["Advice", "Measured", "Result", "changed", "judge", "last", "run"]

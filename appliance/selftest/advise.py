@@ -126,7 +126,14 @@ def summary(chosen: Advice | None, measured: Measured) -> str:
     """In one or two sentences."""
     card = ""
     if measured.gpu:
-        card = f" Its graphics card has {measured.gpu / 1e9:.0f} GB: see `appliance models list --fit`; it was not measured."
+        card = f" Its graphics card ({measured.card or 'NVIDIA'}) has {measured.gpu / 1e9:.0f} GB"
+        if measured.card_memory:
+            quick = (
+                f"reads {measured.card_memory / 1e9:.0f} GB and computes {measured.card_computing / 1e12:.1f} million million"
+            )
+            card += f", {quick} operations a second: `appliance models list --fit` says what fits it."
+        else:
+            card += "; this release cannot compute on it, so the processor serves."
     if chosen is None:
         return f"No model of the catalogue is quick enough here: the starter and quotes serve.{card}"
     return (

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.engine import sizing
+from appliance.selftest import card
 from appliance.settings import cores
 from appliance.tuning import catalog
 
@@ -29,7 +30,8 @@ BLOCK, BLOCKS = 256 * 2**20, 2**30  # bytes that each core reads, more than a pr
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Of the model: bytes of its file, parameters, layers. Of the machine: cores, memory and gpu in bytes, `memory_speed` in
-    bytes a second. Tokens a second: reading, writing (for one), together (for each of SEVERAL)."""
+    bytes a second; card: its name and driver, and what it reads and computes a second, 0 where it cannot be used. Tokens a
+    second: reading, writing (for one), together (for each of SEVERAL)."""
 
     bytes: int
     parameters: int
@@ -41,6 +43,9 @@ class Measured:
     reading: float
     writing: float
     together: float
+    card: str = ""
+    card_memory: float = 0.0
+    card_computing: float = 0.0
 
 
 def measure(
@@ -70,8 +75,13 @@ def measure(
     finally:
         llama.close()
     size = model.stat().st_size
+    card_memory, card_computing = 0.0, 0.0
+    if machine.gpu:
+        tell("Measuring the graphics card.")
+        card_memory, card_computing = card.speed(min(part, 5.0))
     return Measured(
-        size, weights, layers, cores(), machine.memory, machine.gpu, speed, reading, writing, together
+        size, weights, layers, cores(), machine.memory, machine.gpu, speed, reading, writing, together, machine.card,
+        card_memory, card_computing,
     )  # fmt: skip
 
 

@@ -64,15 +64,16 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this machine has. memory, gpu: bytes; gpu is 0 where there is none."""
+    """What this machine has. memory, gpu: bytes; gpu is 0 where there is none. card: its name and its driver's number."""
 
     memory: int
     cores: int
     gpu: int
+    card: str = ""
 
     @classmethod
     def here(cls) -> Machine:
-        return cls(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), len(os.sched_getaffinity(0)), _gpu_bytes())
+        return cls(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), len(os.sched_getaffinity(0)), *_card())
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +126,19 @@ def fit(model: Known, machine: Machine) -> Fit:
     return Fit(model, serve, tune)
 
 
-def _gpu_bytes() -> int:
-    """Memory of the largest NVIDIA GPU, from the driver's own tool: torch would take seconds to say the same."""
+def _card() -> tuple[int, str]:
+    """The largest NVIDIA GPU, from the driver's own tool: torch would take seconds to say the same. (0, "") without one."""
     import shutil
     import subprocess
 
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return 0
-    command = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        return 0, ""
+    command = [tool, "--query-gpu=memory.total,name,driver_version", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-        return max((int(line) for line in said.split()), default=0) * 2**20
+        found = [[part.strip() for part in line.split(",")] for line in said.splitlines() if line.strip()]
+        memory, name, driver = max(found, key=lambda one: int(one[0]))
+        return int(memory) * 2**20, f"{name}, driver {driver}"
     except (OSError, ValueError, subprocess.SubprocessError):
-        return 0
+        return 0, ""

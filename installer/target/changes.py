@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LOG = Path("/var/log/appliance-install.log")
+FULL = "Free some space (`df -h`), then run the same command again: it goes on where it stopped."
 
 
 class Fault(Exception):
@@ -52,6 +53,8 @@ class Changes:
             self._log(done.stdout + done.stderr)
         if done.returncode:
             last = (done.stderr or done.stdout).strip().splitlines()[-2:]
+            if "No space left on device" in done.stdout + done.stderr:
+                raise Fault(f"{what} did not work: the disk is full.", FULL)
             raise Fault(f"{what} did not work: {' '.join(last)[:300]}", hint or f"Read {LOG}, then run the same command again.")
         return done.stdout
 

@@ -18,12 +18,17 @@ from pathlib import Path
 
 PORTS = (443, 80)
 PROC, OS_RELEASE = Path("/proc"), Path("/etc/os-release")
+SYSTEMD = Path("/run/systemd/system")  # is there while systemd runs the machine
+DATA = Path("/var/lib")
+WRITTEN = (Path("/etc"), Path("/opt"), Path("/usr/local"), Path("/var/lib"))
 DISK_MB = 3000  # the release 2,200, and room for the data of the first weeks
+DATA_MB = 800  # of these, where data has a disk of its own
 MEMORY_MB = 2500
 ADVISED_MB = 6000
 FIRST_DAY = 1_790_000_000  # 21 September 2026: no clock that is right says less
 LAST_DAY = FIRST_DAY + 30 * 365 * 86400
 DRIVER = 525  # NVIDIA's, for CUDA 12
+GPU_SECONDS = 20.0  # a driver that hangs is one that does not work
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,9 @@ def all_of_them(opt: Path, ours: Callable[[int], bool]) -> list[Found]:
 def _system() -> Found:
     facts = dict(line.split("=", 1) for line in OS_RELEASE.read_text().splitlines() if "=" in line)
     name = facts.get("PRETTY_NAME", "").strip('"')
+    if not SYSTEMD.is_dir():
+        said = f"{name or 'This machine'} is not run by systemd, which starts the appliance's services."
+        return Found("System", "stop", said, "Use a PC with Debian 12 of its own, no container and no chroot.")
     if facts.get("ID") == "debian" and facts.get("VERSION_ID", "").strip('"') == "12" and platform.machine() == "x86_64":
         return Found("System", "fine", name)
     if platform.machine() != "x86_64":
@@ -76,15 +84,16 @@ def _memory() -> Found:
 
 
 def _disk(opt: Path) -> Found:
-    where = opt if opt.is_dir() else opt.parent
+    where = opt
     while not where.is_dir():
         where = where.parent
-    free = shutil.disk_usage(where).free // 2**20
-    if free < DISK_MB:
-        return Found(
-            "Disk", "stop", f"{free} MB are free below {where}; {DISK_MB} are needed.", "Free some space, or use a larger disk."
-        )
-    return Found("Disk", "fine", f"{free} MB free")
+    least = 0
+    for folder, needed in ((DATA, DATA_MB), (where, DISK_MB)):
+        least = shutil.disk_usage(folder).free // 2**20
+        if least < needed:
+            said = f"{least} MB are free below {folder}; {needed} are needed."
+            return Found("Disk", "stop", said, "Free some space, or use a larger disk.")
+    return Found("Disk", "fine", f"{least} MB free")
 
 
 def _ports(ours: Callable[[int], bool]) -> Found:
@@ -95,9 +104,22 @@ def _ports(ours: Callable[[int], bool]) -> Found:
                 probe.bind(("0.0.0.0", port))
             except OSError:
                 if not ours(port):
-                    said = f"Port {port} is taken by another program."
-                    return Found("Ports", "stop", said, f"See which with `ss -ltnp sport = :{port}`, and stop it for good.")
+                    return Found("Ports", "stop", *_taken(port))
     return Found("Ports", "fine", "443 and 80 are free or the appliance's own")
+
+
+def _taken(port: int) -> tuple[str, str]:
+    said = ""
+    if shutil.which("ss"):
+        words = ["ss", "-Hltnp", "sport", "=", f":{port}"]
+        said = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    holder = re.search(r'users:\(\("([^"]+)"', said)
+    if holder:
+        return (
+            f"Port {port} is taken by {holder[1]}.",
+            f"Stop it for good (systemctl disable --now ...): port {port} is the box's.",
+        )
+    return f"Port {port} is taken by another program.", f"See which with `ss -ltnp sport = :{port}`, and stop it for good."
 
 
 def _clock() -> Found:
@@ -105,25 +127,32 @@ def _clock() -> Found:
     if not FIRST_DAY < now < LAST_DAY:
         said = time.strftime("%d %B %Y", time.gmtime(now))
         return Found("Clock", "stop", f"This machine believes it is {said}.", "Set it: timedatectl set-time 'YYYY-MM-DD HH:MM'")
-    return Found("Clock", "fine", time.strftime("%d %B %Y, %H:%M", time.localtime(now)))
+    zone = time.strftime("%Z", time.localtime(now))
+    told = time.strftime("%d %B %Y, %H:%M", time.localtime(now))
+    return Found("Clock", "fine", f"{told} {zone}; `timedatectl set-timezone` where that is another hour than the school's")
 
 
 def _writable() -> Found:
-    for folder in (Path("/etc"), Path("/opt"), Path("/var/lib")):
+    for folder in WRITTEN:
         if not os.access(folder, os.W_OK):
-            return Found("Folders", "stop", f"{folder} cannot be written.", f"Make it writable: mount -o remount,rw {folder}")
-    return Found("Folders", "fine", "/etc, /opt and /var/lib can be written")
+            disk = folder
+            while not disk.is_mount():
+                disk = disk.parent
+            return Found("Folders", "stop", f"{folder} cannot be written.", f"Make it writable: mount -o remount,rw {disk}")
+    return Found("Folders", "fine", f"{', '.join(map(str, WRITTEN))} can be written")
 
 
 def _gpu() -> list[Found]:
     if not shutil.which("nvidia-smi"):
         return []
     words = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
-    if done.returncode:
+    try:
+        said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=GPU_SECONDS).stdout
+        name, driver, memory = (part.strip() for part in said.splitlines()[0].split(","))
+        number = int(driver.split(".")[0])
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
         return [Found("GPU", "note", "nvidia-smi finds no GPU that works.", "The box serves on its processor meanwhile.")]
-    name, driver, memory = (part.strip() for part in done.stdout.splitlines()[0].split(","))
-    if int(driver.split(".")[0]) < DRIVER:
+    if number < DRIVER:
         said = f"{name}: its driver {driver} is too old, {DRIVER} is needed."
         return [Found("GPU", "note", said, "The box serves on its processor until the driver is newer.")]
     return [Found("GPU", "fine", f"{name}, {memory}, driver {driver}: this bundle serves on the processor")]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import certificate
 from changes import Changes, Fault
-from release import DATA, RELEASES, ROOT
+from release import DATA, PROGRAM, RELEASES, ROOT
 
 USER = "appliance"
 WAY_OUT = "appliance-egress"  # the group by which the kernel's firewall tells the egress process from the others
@@ -19,7 +23,6 @@ KEY = Path("/etc/appliance/signing.pub")
 UNITS = Path("/etc/systemd/system")
 CADDYFILE = Path("/etc/caddy/Caddyfile")
 MARK = "# Written by the school appliance's installer."
-CERTIFICATE = Path("/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt")
 STARTED = ("appliance-web.socket", "appliance-engine.service", "appliance-web.service", "appliance-worker.service")
 PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates", "restic")
 COMMAND = """#!/bin/sh
@@ -30,6 +33,7 @@ if [ "$(id -u)" != 0 ]; then
 fi
 # A restore stops the services, and starts them again.
 [ "${1-} ${2-}" = "backup restore" ] && shift 2 && exec /usr/local/sbin/appliance-restore "$@"
+[ "${1-}" = certificate ] && shift && exec /usr/local/sbin/appliance-certificate "$@"
 exec runuser -u appliance -- /opt/appliance/current/.venv/bin/appliance "$@"
 """
 
@@ -86,9 +90,10 @@ def user_and_folders(changes: Changes) -> None:
     changes.folder(RELEASES)
     changes.folder(SETTINGS.parent)
     changes.folder(DATA, 0o700, USER if not changes.dry else "")
-    changes.write(Path("/usr/local/sbin/appliance-uninstall"), Path(__file__).with_name("uninstall").read_text("utf-8"), 0o755)
-    changes.write(Path("/usr/local/sbin/appliance-restore"), Path(__file__).with_name("restore").read_text("utf-8"), 0o755)
-    changes.write(Path("/usr/local/bin/appliance"), COMMAND.replace("{mark}", MARK[2:]), 0o755)
+    for name, source in (("uninstall", "uninstall"), ("restore", "restore"), ("certificate", "certificate.py")):
+        text = Path(__file__).with_name(source).read_text("utf-8")
+        changes.write(Path(f"/usr/local/sbin/appliance-{name}"), text, 0o755)
+    changes.write(PROGRAM, COMMAND.replace("{mark}", MARK[2:]), 0o755)
 
 
 def settings(name: str, changes: Changes) -> None:
@@ -103,11 +108,17 @@ def settings(name: str, changes: Changes) -> None:
     changes.write(SETTINGS, text)
 
 
+def known_name() -> str:
+    """The box's name on the LAN: as the school's settings have it since the first installation."""
+    return next((host[:-6] for host in certificate.called(certificate.Place()) if host.endswith(".local")), USER)
+
+
 def names(name: str) -> list[str]:
     """Under which a browser reaches this box: its name, and its addresses of today."""
-    said = subprocess.run(
-        ["ip", "-o", "-4", "addr", "show", "scope", "global"], capture_output=True, text=True, check=False
-    ).stdout
+    if not shutil.which("ip"):
+        return [f"{name}.local"]  # it comes with the bundle
+    words = ["ip", "-o", "-4", "addr", "show", "scope", "global"]
+    said = subprocess.run(words, capture_output=True, text=True, check=False).stdout
     return [f"{name}.local", *dict.fromkeys(re.findall(r"inet ([0-9.]+)/", said))]
 
 
@@ -131,10 +142,25 @@ def proxy(name: str, changes: Changes) -> None:
     if old and MARK not in old:
         changes.write(CADDYFILE.with_name("Caddyfile.before-appliance"), old)
     text = (Path(__file__).with_name("Caddyfile")).read_text("utf-8").replace("NAME[.]local", f"{name}[.]local")
-    new = changes.write(CADDYFILE, text)
+    new = _choice(changes)
+    new = changes.write(CADDYFILE, text) or new
     changes.run(["systemctl", "enable", "caddy"], "Enabling the proxy")
     if new:
         changes.run(["systemctl", "restart", "caddy"], "Starting the proxy", "journalctl -u caddy -n 30")
+    _named(name, changes)
+
+
+def _choice(changes: Changes) -> bool:
+    """What the proxy shows stays as the school has chosen it; whether it was written now."""
+    place = certificate.Place()
+    if place.choice.is_file() and (certificate.chosen(place) or certificate.INTERNAL in place.choice.read_text("utf-8")):
+        return False
+    if place.choice.is_file():
+        changes.say("The school's own certificate cannot be read any more: the box shows one of its own authority.")
+    return changes.write(place.choice, certificate.HEAD + certificate.INTERNAL)
+
+
+def _named(name: str, changes: Changes) -> None:
     avahi = Path("/etc/avahi/avahi-daemon.conf")
     if avahi.is_file():
         before = avahi.read_text("utf-8")
@@ -155,21 +181,62 @@ def start(changes: Changes) -> None:
     changes.run(["systemctl", "enable", "--now", *timers], "Setting the nightly retraining and backup")
 
 
+def measure(seconds: float, changes: Changes) -> None:
+    """What this machine can serve, measured and kept for the health page. A new box is none the worse where that fails."""
+    if seconds <= 0 or (DATA / "selftest.json").is_file():
+        return
+    changes.say(f"Measuring for {seconds:.0f} seconds what this machine can serve.")
+    found = _asked(["selftest", "--seconds", f"{seconds:g}"], 10 * seconds + 300, changes)
+    if found is not None:
+        changes.say(str(found.get("summary") or "It could not be measured now. Later: sudo appliance selftest"))
+
+
+def doctor(changes: Changes) -> None:
+    """What still waits for somebody, as the doctor says it; an installation does not hang on that."""
+    found = _asked(["doctor"], 300, changes)
+    if found is None:
+        return
+    if "checks" not in found:
+        changes.say("How the box is could not be asked. Later: sudo appliance doctor")
+    for one in found.get("checks", ()):
+        if not one["ok"]:
+            changes.say(f"  to do  {one['name']}: {one['detail']} {one['remedy']}")
+
+
+def _asked(words: list[str], seconds: float, changes: Changes) -> dict[str, Any] | None:
+    """What a command of the box says as JSON; {} where it cannot, None in a dry run. No part of a box's installation."""
+    if changes.dry:
+        return None
+    try:
+        line = [str(PROGRAM), *words, "--json"]
+        said = subprocess.run(line, capture_output=True, text=True, check=False, timeout=seconds).stdout
+        return dict(json.loads(said))
+    except (OSError, ValueError, TypeError, subprocess.TimeoutExpired):
+        return {}
+
+
 def trust_page(changes: Changes) -> None:
     """How devices come to trust the box, with the fingerprint of its authority, once the proxy has made that."""
+    place = certificate.Place()
     ends = time.monotonic() + 20
-    while not changes.dry and not CERTIFICATE.is_file() and time.monotonic() < ends:
+    root = place.authority / "root.crt"
+    while not changes.dry and not root.is_file() and certificate.chosen(place) is None and time.monotonic() < ends:
         time.sleep(0.2)
-    text = Path(__file__).with_name("trust.html").read_text("utf-8")
-    changes.write(ROOT / "trust" / "index.html", text.replace("FINGERPRINT", _fingerprint()))
+    template = Path(__file__).with_name("trust.html").read_text("utf-8")
+    changes.write(place.trust / "template.html", template)
+    changes.write(place.trust / "index.html", certificate.page_text(place, template))
 
 
-def _fingerprint() -> str:
-    """SHA-256 of the proxy's own authority's certificate; "" while there is none."""
-    if not CERTIFICATE.is_file():
-        return ""
-    words = ["openssl", "x509", "-in", CERTIFICATE, "-noout", "-fingerprint", "-sha256"]
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip().rpartition("=")[2]
+def own_certificate(brought: Path, key: Path, name: str, changes: Changes, *, only_look: bool) -> None:
+    """Show the school's own certificate. only_look: check it, before anything is changed. Raises Fault."""
+    place = certificate.Place()
+    try:
+        if only_look or changes.dry:
+            certificate.checked(brought, key, list(dict.fromkeys([*names(name), *certificate.called(place)])))
+        else:
+            changes.say(certificate.use(place, brought, key))
+    except certificate.Refused as refused:
+        raise Fault(refused.message, refused.hint) from None
 
 
 def tell(name: str, changes: Changes) -> None:
@@ -179,11 +246,14 @@ def tell(name: str, changes: Changes) -> None:
     where = names(name)
     changes.say("")
     changes.say(f"Open https://{where[0]}" + (f" or https://{where[1]}" if where[1:] else "") + " in a browser.")
-    said = _fingerprint()
-    if said:
+    place = certificate.Place()
+    own, root = certificate.chosen(place), place.authority / "root.crt"
+    if own:
+        changes.say(f"It shows the school's own certificate, by {own.issuer}, good until {own.until}.")
+    elif root.is_file():
         changes.say(f"Devices have to trust the box's certificate once: http://{where[0]}/trust. Its SHA-256 is")
-        changes.say(f"  {said}")
-    words = ["/usr/local/bin/appliance", "users", "setup-code"]
+        changes.say(f"  {certificate.facts(root.read_text('ascii')).print}")
+    words = [str(PROGRAM), "users", "setup-code"]
     code = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     if code:
         print(code)

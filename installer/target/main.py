@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import checks
 import machine
 import release
-from changes import Changes, Fault
+from changes import FULL, Changes, Fault
+
+AGAIN = "Check the disk and the stick, then run the same command again: it goes on where it stopped."
 
 
 def main() -> int:
@@ -25,46 +28,62 @@ def main() -> int:
     parser.add_argument("signed_by", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--dry-run", action="store_true", help="say every change, make none")
     parser.add_argument("--key", type=Path, help="the maker's public key, where it is not the one this box knows")
-    parser.add_argument("--name", default="appliance", help="the box's name on the LAN: NAME.local")
+    parser.add_argument("--name", default="", help="the box's name on the LAN: NAME.local; appliance where none is given")
     parser.add_argument("--without-backup", action="store_true", help="upgrade although no backup can be made")
     parser.add_argument("--yes", action="store_true", help="go on where a check only notes something")
+    parser.add_argument("--certificate", nargs=2, type=Path, metavar=("CERT", "KEY"), help="the school's own, both as PEM")
+    parser.add_argument("--selftest", type=float, default=60.0, metavar="SECONDS", help="measure a new box so long; 0: not")
     given = parser.parse_args()
     changes = Changes(dry=given.dry_run)
     try:
-        agreed, backed_up = given.yes or given.dry_run, not given.without_backup
-        install(given.bundle, given.signed_by, changes, name=given.name, agreed=agreed, backed_up=backed_up)
+        install(given, changes)
     except Fault as fault:
         changes.say(f"Error: {fault.message}")
         changes.say(f"Try: {fault.hint}")
         return fault.code
     except OSError as error:
-        changes.say(f"Error: The system refused: {error.strerror} ({error.filename}).")
-        changes.say("Try: Check the disk, then run the same command again: it goes on where it stopped.")
+        changes.say(f"Error: The system refused: {refused(error)}.")
+        changes.say(f"Try: {FULL}" if "No space left" in str(error) else f"Try: {AGAIN}")
         return 1
     return 0
 
 
-def install(bundle: Path, signed_by: Path, changes: Changes, *, name: str, agreed: bool, backed_up: bool) -> None:
+def refused(error: OSError) -> str:
+    """What it was, also where many files were copied at once and each may have failed in its own way."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        return str(error.args[0][0][-1])
+    return f"{error.strerror} ({error.filename})"
+
+
+def install(given: argparse.Namespace, changes: Changes) -> None:
+    bundle, name = given.bundle, given.name or machine.known_name()
     facts = json.loads((bundle / "VERSION").read_text("utf-8"))
     version, before = str(facts["version"]), release.current()
     changes.say(f"School appliance {version}" + (f"; {before} is installed." if before else "; a new box."))
     release.refuse_older(version, before)
-    _look(changes, agreed)
+    _look(changes, given.yes or given.dry_run)
+    if given.certificate:
+        machine.own_certificate(*given.certificate, name, changes, only_look=True)
     machine.debian_packages(bundle, changes)
     machine.user_and_folders(changes)
     release.put(bundle, version, changes)
     machine.settings(name, changes)
-    machine.keep_key(signed_by, changes)
+    machine.keep_key(given.signed_by, changes)
     machine.units(bundle, changes)
     machine.proxy(name, changes)
     machine.trust_page(changes)
     if before and before != version:
-        release.upgrade(before, version, changes, backed_up=backed_up)
+        release.upgrade(before, version, changes, backed_up=not given.without_backup)
     else:
         release.switch(version, changes)
         machine.start(changes)
         if not changes.dry and not release.answers():
             raise Fault("The box was installed and does not answer.", "journalctl -u appliance-web -u appliance-engine -n 50")
+    if given.certificate:
+        machine.own_certificate(*given.certificate, name, changes, only_look=False)
+    if not before:
+        machine.measure(given.selftest, changes)
+    machine.doctor(changes)
     machine.tell(name, changes)
 
 
