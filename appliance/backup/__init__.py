@@ -7,11 +7,11 @@ long), `switching` (how a restored state takes the place of the one there) and `
 
 from appliance.backup.backups import Backups, Restored, waiting
 from appliance.backup.copies import kept_until, last_copy, sweep
-from appliance.backup.known import last_known
+from appliance.backup.known import last_good, last_known
 from appliance.backup.repository import Snapshot
 from appliance.backup.switching import finish, switch, undo, working
 
 __all__ = [
-    "Backups", "Restored", "Snapshot", "finish", "kept_until", "last_copy", "last_known", "sweep", "switch", "undo", "waiting",
-    "working",
+    "Backups", "Restored", "Snapshot", "finish", "kept_until", "last_copy", "last_good", "last_known", "sweep", "switch",
+    "undo", "waiting", "working",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from typing import Any
 
 from appliance.errors import ApplianceError
@@ -23,6 +24,20 @@ def last_known(settings: Settings) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}
+
+
+def last_good(settings: Settings) -> str:
+    """What to do where the state is damaged, for who has nothing but this machine: which backup, where it is, and how."""
+    known = last_known(settings)
+    last, proven = known.get("last") or {}, known.get("proven") or {}
+    if not last:
+        return "Plug in the disk with the backups, then: `appliance backup restore latest --from FOLDER`."
+    chosen, told = (proven, "that was last proven, on") if proven else (last, "of")
+    day = time.strftime("%d %B %Y", time.localtime(float(chosen["at"])))
+    return (
+        f"Restore the backup {told} {day}, in {last['where']}: `appliance backup restore {chosen['id']}` (with sudo on a "
+        "school's box); `appliance backup list` shows newer ones. What is there now is kept aside."
+    )
 
 
 def remember(settings: Settings, **facts: Any) -> None:

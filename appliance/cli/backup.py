@@ -175,7 +175,7 @@ def _say_restored(out: Output, settings: Settings, ready: Restored, before: Path
     out.say(f"The backup {ready.id} is restored into {settings.home}.")
     out.say("Everybody signs in anew.")
     if ready.erased:
-        told = ", ".join(f"{count} {what}" for what, count in ready.erased.items())
+        told = ", ".join(f"{what}: {count}" for what, count in ready.erased.items())
         out.say(f"Erased since it was made, and so erased from it again: {told}.")
     if before is not None:
         until = time.strftime("%d %B %Y", time.localtime(kept_until(before)))

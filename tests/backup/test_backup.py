@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,15 +16,18 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 
 from appliance import settings as settings_module
 from appliance.app import Appliance
 from appliance.backup import Backups, last_known, switch, undo
 from appliance.backup.backups import tidy
 from appliance.backup.contents import rows_of
+from appliance.backup.known import remember
 from appliance.backup.repository import Damaged, Repository
 from appliance.backup.switching import working
 from appliance.checkup import Check, saved
+from appliance.cli import group
 from appliance.db import Database
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, UnderWay
 from appliance.knowledge.shelves import EVERYTHING
@@ -105,17 +109,21 @@ def test_the_restored_state_can_be_undone_and_the_box_has_to_be_stopped(kept: Ke
 
 
 # --- what is damaged, lost or wrong -----------------------------------------------------------------------------------
-def test_flipped_bytes_are_found_and_the_backup_before_it_is_offered(kept: Kept, own: Path, tmp_path: Path) -> None:
-    newest = packs(own) - kept.first_packs
-    assert newest, "data that only the second backup has"
-    for name in newest:
-        path = own / "appliance-backups" / name
+def damage(disk: Path, names: set[str]) -> None:
+    for name in names:
+        path = disk / "appliance-backups" / name
         path.chmod(0o600)
         with path.open("r+b") as file:
             file.seek(500)
             piece = file.read(50)
             file.seek(500)
             file.write(bytes(byte ^ 255 for byte in piece))
+
+
+def test_flipped_bytes_are_found_and_the_backup_before_it_is_offered(kept: Kept, own: Path, tmp_path: Path) -> None:
+    newest = packs(own) - kept.first_packs
+    assert newest, "data that only the second backup has"
+    damage(own, newest)
     home = tmp_path / "blank"
     with pytest.raises(Damaged, match=kept.ids[1]) as caught:
         kept.backups(home, own).verify("latest", QUIET)
@@ -125,6 +133,30 @@ def test_flipped_bytes_are_found_and_the_backup_before_it_is_offered(kept: Kept,
     with pytest.raises(NotFound):
         switch(Settings(home=home))
     assert kept.backups(home, own).prepare(kept.ids[0], QUIET).id == kept.ids[0]
+
+
+def test_flipped_bytes_in_the_database_and_the_newest_backup(kept: Kept, own: Path, tmp_path: Path) -> None:
+    """The pages do not start, and say which backup is good; that one brings the box back, with nothing but its disk."""
+    settings = Settings(home=tmp_path / "home")
+    shutil.copytree(kept.home, settings.home)
+    remember(settings, last={"id": kept.ids[1], "at": time.time(), "where": str(own)}, proven={})
+    with settings.database.open("r+b") as file:
+        for page in range(3, 40):
+            file.seek(page * 4096)
+            file.write(os.urandom(64))
+    damage(own, packs(own) - kept.first_packs)
+    words = ["--home", str(settings.home), "backup", "restore", "ID", "--from", str(own)]
+    with pytest.raises(ApplianceError, match=r"is damaged\. Nothing is started") as caught:
+        CliRunner().invoke(group, [*words[:2], "web", "--port", "18999"], catch_exceptions=False)
+    assert f"appliance backup restore {kept.ids[1]}" in caught.value.hint and str(own) in caught.value.hint
+    words[4] = kept.ids[1]
+    with pytest.raises(Damaged) as told:
+        CliRunner().invoke(group, words, catch_exceptions=False)
+    words[4] = kept.ids[0]
+    assert f"appliance backup restore {kept.ids[0]}" in told.value.hint
+    done = CliRunner().invoke(group, words, catch_exceptions=False)
+    assert done.exit_code == 0 and "`appliance backup undo` has it back" in done.output
+    assert files(settings.home) == kept.files and len(numbers(settings.home)) >= 40
 
 
 def test_a_file_that_was_exchanged_on_the_way_is_found(kept: Kept, own: Path, tmp_path: Path) -> None:
