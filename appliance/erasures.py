@@ -2,8 +2,9 @@
 
 Hides the file (`HOME/backups/erased.jsonl`, a line each, flushed to disk at once; a restore leaves it where it is, and a copy
 lies beside the backups) and where else the same is known from: the database of this moment, which may be damaged. It holds
-digests of ids, so that it says nothing of anybody. Nothing is ever taken off it: an id is given to nobody else. Who erases
-writes it down first, so that a kill in between leaves one line too many and never one too few. What erasing means is not here.
+digests of ids, so that it says nothing of anybody. An id is given to nobody else; only a document can come back, where a
+restore was told so, and of two lines the later counts. Who erases writes it down first, so that a kill in between leaves one
+line too many and never one too few. What erasing means is not here.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from appliance.db import Database
 from appliance.errors import ApplianceError, from_os_error
 from appliance.files import make_folder, sync, write_atomically
 from appliance.settings import Settings
-from appliance.tables import audit, examples, gone_documents, withdrawals
+from appliance.tables import audit, documents, examples, gone_documents, withdrawals
 
 # person: an account. row: an example. author: whose rows may not be used, as `tuning.people` digests them. document: one.
 Kind = Literal["person", "row", "author", "document"]
 KINDS: tuple[Kind, ...] = ("person", "row", "author", "document")
+NEVER = (0.0, False)
 Erased = frozenset[tuple[str, str]]  # (kind, mark)
 NAME = "erased.jsonl"
 ERASE_PERSON = "erase person"  # the verb of the audit record
@@ -42,31 +44,49 @@ class Erasures:
 
     def note(self, kind: Kind, ids: Iterable[str]) -> None:
         """Write down what is about to be erased; what stands there already is not written twice. Raises ApplianceError."""
-        self._append(sorted({(kind, mark(kind, id)) for id in ids} - self.read()))
+        self._append({(kind, mark(kind, id)) for id in ids} - self.read())
 
     def read(self) -> Erased:
         """Raises ApplianceError where the list is there and cannot be read: without it erased people would come back."""
-        return frozenset(_read(self.path))
+        return frozenset(one for one, (_at, back) in _read(self.path).items() if not back)
 
     def learn(self, database: Database) -> None:
-        """Write down what a database knows of erasures: those from before there was a list, and examples taken back."""
-        self.remember(known_to(database))
+        """Write down what a database knows: erasures from before there was a list, examples taken back, documents that are
+        there again. Raises ApplianceError, also where the database cannot be read.
+        """
+        listed = self.read()
+        self._append(known_to(database) - listed)
+        with database.read() as connection:
+            there = {("document", mark("document", id)) for id in connection.execute(sa.select(documents.c.id)).scalars()}
+        self._append(there & listed, back=True)
 
-    def remember(self, erased: Erased) -> None:
-        self._append(sorted(erased - self.read()))
+    def learn_at(self, path: Path) -> None:
+        """As `learn`, of a file that may be missing, damaged or of another release: then nothing."""
+        if not path.is_file():
+            return
+        database = Database(path)
+        try:
+            with contextlib.suppress(ApplianceError, sa.exc.SQLAlchemyError):
+                self.learn(database)
+        finally:
+            database.close()
 
     def take_over(self, other: Path) -> None:
         """Write down what another copy of the list holds, where there is one. Raises ApplianceError."""
-        self._append(sorted(frozenset(_read(other)) - self.read()))
+        own = _read(self.path)
+        self._write("".join(_line(one, facts) for one, facts in sorted(_read(other).items()) if facts > own.get(one, NEVER)))
 
     def copy_to(self, other: Path) -> None:
         """Bring another copy up to date. Raises ApplianceError."""
-        found = self.read() | _read(other)
-        if found != _read(other):
-            write_atomically(other, "".join(_line(kind, its) for kind, its in sorted(found)))
+        own, its = _read(self.path), _read(other)
+        both = {one: max(own.get(one, NEVER), its.get(one, NEVER)) for one in own.keys() | its.keys()}
+        if both != its:
+            write_atomically(other, "".join(_line(one, facts) for one, facts in sorted(both.items())))
 
-    def _append(self, rows: Iterable[tuple[str, str]]) -> None:
-        text = "".join(_line(kind, its) for kind, its in rows)
+    def _append(self, which: Iterable[tuple[str, str]], *, back: bool = False) -> None:
+        self._write("".join(_line(one, (time.time(), back)) for one in sorted(which)))
+
+    def _write(self, text: str) -> None:
         if not text:
             return
         try:
@@ -103,36 +123,26 @@ def known_to(database: Database) -> Erased:
         return frozenset((kind, mark(kind, id)) for kind, id in found)
 
 
-def known_at(path: Path) -> Erased:
-    """As `known_to`, of a file that may be missing, damaged or of another release: then nothing."""
-    if not path.is_file():
-        return frozenset()
-    database = Database(path)
-    with contextlib.suppress(ApplianceError, sa.exc.SQLAlchemyError):
-        try:
-            return known_to(database)
-        finally:
-            database.close()
-    return frozenset()
+def _line(one: tuple[str, str], facts: tuple[float, bool]) -> str:
+    (kind, its), (at, back) = one, facts
+    return json.dumps({"kind": kind, "mark": its, "noted": at} | ({"back": True} if back else {})) + "\n"
 
 
-def _line(kind: str, its: str) -> str:
-    return json.dumps({"kind": kind, "mark": its, "noted": round(time.time())}) + "\n"
-
-
-def _read(path: Path) -> set[tuple[str, str]]:
+def _read(path: Path) -> dict[tuple[str, str], tuple[float, bool]]:
+    """{(kind, mark): (when, whether it came back)}, of each the latest line."""
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
-        return set()
+        return {}
     except OSError as error:
         raise ApplianceError(
             f"The list of what was erased, {path}, cannot be read: {error.strerror}.", "Check that disk, and who owns the file."
         ) from None
-    found = set()
+    found: dict[tuple[str, str], tuple[float, bool]] = {}
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # half written when the power went
             row = json.loads(line)
             if row["kind"] in KINDS and re.fullmatch(r"[0-9a-f]{24,32}", str(row["mark"])):
-                found.add((str(row["kind"]), str(row["mark"])))
+                one, back = (str(row["kind"]), str(row["mark"])), row["kind"] == "document" and row.get("back") is True
+                found[one] = max(found.get(one, NEVER), (float(row["noted"]), back))
     return found

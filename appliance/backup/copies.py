@@ -18,12 +18,10 @@ import sqlalchemy as sa
 
 from appliance.backup.known import last_known, remember
 from appliance.backup.retention import NIGHT, gone_by, kept
-from appliance.db import Database
 from appliance.erasing import Again, erase_again
-from appliance.erasures import NAME, Erased, Erasures, known_at, mark
+from appliance.erasures import NAME, Erasures
 from appliance.errors import ApplianceError, from_os_error
 from appliance.settings import Settings
-from appliance.tables import documents
 
 BEFORE = "state-before-"  # in front of when a restore took over: below settings.backups
 NIGHTS = 14  # backups, and days, after which the state before a restore is let go of
@@ -33,15 +31,14 @@ LEFT_OVER = ("tree", "proof", "undone")  # copies that a process which was kille
 def take_over_list(settings: Settings, repository: Path) -> None:
     """Bring together what is known of erasures: here, beside the backups, in the database as it is. Raises ApplianceError."""
     Erasures(settings).take_over(repository / NAME)
-    Erasures(settings).remember(known_at(settings.database))
+    Erasures(settings).learn_at(settings.database)
 
 
 def erase_in(settings: Settings, state: Path, *, but: Collection[str] = ()) -> Again:
     """Erase in the state in a folder what is on this home's list; `but`: kinds that may come back. Raises ApplianceError."""
-    listed = Erasures(settings).read()
-    if not listed:
+    erased = Erasures(settings).read()
+    if not erased:
         return Again()
-    erased = listed - _alive(settings)
     try:
         key = settings.database.with_name("people.key")
         if key.is_file() and state.is_dir() and not (state / key.name).exists():
@@ -49,21 +46,6 @@ def erase_in(settings: Settings, state: Path, *, but: Collection[str] = ()) -> A
     except OSError as error:
         raise from_os_error(error, "erasing from a restored state") from None
     return erase_again(settings.model_copy(update={"home": state}), erased, but=but)
-
-
-def _alive(settings: Settings) -> Erased:
-    """Documents that were removed once and are in the library now: a restore was told to bring them back."""
-    if not settings.database.is_file():
-        return frozenset()
-    database = Database(settings.database)
-    try:
-        with contextlib.suppress(ApplianceError, sa.exc.SQLAlchemyError), database.read() as connection:
-            return frozenset(
-                ("document", mark("document", id)) for id in connection.execute(sa.select(documents.c.id)).scalars()
-            )
-    finally:
-        database.close()
-    return frozenset()
 
 
 # --- states that are kept -----------------------------------------------------------------------------------------------

@@ -240,7 +240,8 @@ class Repository:
 def wrong_key(folder: Path) -> BadInput:
     return BadInput(
         f"The key does not open the backups in {folder}.",
-        "Take the recovery key of the box that made them: --key-file FILE, or - to type it.",
+        "Take the recovery key of the box that made them: --key-file FILE, or - to type it; `appliance backup key --set -` "
+        "makes it this box's own.",
     )
 
 

@@ -177,6 +177,8 @@ def _say_restored(out: Output, settings: Settings, ready: Restored, before: Path
     if ready.erased:
         told = ", ".join(f"{what}: {count}" for what, count in ready.erased.items())
         out.say(f"Erased since it was made, and so erased from it again: {told}.")
+        if "documents" in ready.erased:
+            out.say("To have the documents back, restore it --with-removed-documents.")
     if before is not None:
         until = time.strftime("%d %B %Y", time.localtime(kept_until(before)))
         out.say(f"The state before is in {before}: `appliance backup undo` has it back. It goes on {until}, or by `rm -r`.")

@@ -204,6 +204,11 @@ def test_two_at_once_are_one(kept: Kept, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
     with working(settings), pytest.raises(UnderWay):
         kept.backups(settings.home).verify("latest", QUIET)
+    (settings.backups / "restored" / "state").mkdir(parents=True)
+    for path in (settings.backups / "restored" / "ready.json", settings.backups / "restored" / "state" / "appliance.sqlite3"):
+        path.write_text("{}")
+    with working(settings), pytest.raises(UnderWay):
+        switch(settings)
 
 
 # --- what is around it ------------------------------------------------------------------------------------------------

@@ -159,8 +159,12 @@ def test_a_new_box_learns_from_beside_the_backups_and_documents_can_come_back(be
     switch(settings)
     nothing_of_hers(settings.home)
     assert holds(settings.home, "thimble-omega"), "its document came back: it was asked for"
-    before.restored(settings)
-    assert switch(settings) and holds(settings.home / "documents", "thimble-omega"), "and stays, being in the library now"
+    Backups(settings, before.disk, same_disk=True, key=Backups(before.settings).key()).create(QUIET)
+    another = Settings(home=tmp_path / "another")
+    before.restored(another)
+    switch(another)
+    nothing_of_hers(another.home)
+    assert holds(another.home / "documents", "thimble-omega"), "and stays, on the next box too"
 
 
 def test_a_state_that_waits_or_is_kept_is_swept(before: School, tmp_path: Path) -> None:

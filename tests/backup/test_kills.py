@@ -110,7 +110,10 @@ def killed_after(seconds: float, work: Callable[[], object]) -> bool:
     return killed
 
 
-def test_kills_at_any_moment_leave_earlier_backups_and_the_next_one_works(kept: Kept, own: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [pytest.param(1, id="short"), pytest.param(12, id="long", marks=pytest.mark.long)])
+def test_kills_at_any_moment_leave_earlier_backups_and_the_next_one_works(
+    rounds: int, kept: Kept, own: Path, tmp_path: Path
+) -> None:
     """Seeded moments within what a backup (which lets go of one each time), a proof and a restore take."""
     settings = Settings(home=tmp_path / "home", backup_keep={"last": 2})
     shutil.copytree(kept.home, settings.home)
@@ -123,17 +126,18 @@ def test_kills_at_any_moment_leave_earlier_backups_and_the_next_one_works(kept: 
     works: list[Callable[[], object]] = [
         lambda: backups.create(QUIET),
         lambda: backups.create(QUIET),
+        lambda: backups.create(QUIET),
         lambda: backups.verify("latest", QUIET),
         lambda: backups.prepare("latest", QUIET),
     ]
-    for work in works * 2:
+    for work in works * rounds:
         kills += killed_after(moments.uniform(0.02, 0.8) * whole, work)
         finish(settings)
         there = [one.id for one in backups.list()]
         assert newest in there, "the last one that was told to be made is there"
         newest = there[-1]
         assert files(settings.home) == before
-    assert kills >= 6
+    assert kills >= 3 * rounds
     made = backups.create(QUIET)
     assert not (settings.backups / "tree").exists() and len(backups.list()) == 2
     assert backups.verify(made.id, QUIET).files > 3 and not any((own / "appliance-backups" / "locks").iterdir())
