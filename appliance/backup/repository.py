@@ -84,6 +84,8 @@ class Repository:
         tags = f"version={one.version},schema={one.schema},bytes={one.bytes}"
         id, stamp = "", time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one.at))
         words = ["backup", "--json", "--host", HOST, "--tag", tags, "--time", stamp, "--ignore-ctime", "--ignore-inode", "."]
+        if self.unreadable:
+            words.insert(1, "--force")  # looking for the one before it, restic would fall over one that it cannot read
         for line in self._lines(words, "writing the backup", cwd=tree):
             told = _parsed(line)
             if told.get("message_type") == "status":
@@ -219,7 +221,9 @@ class Repository:
             return places.read_only(self.folder)
         if "permission denied" in text or "operation not permitted" in text:
             return places.not_allowed(self.folder)
-        last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it gave no reason")
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        fatal = [line for line in lines if line.startswith(("Fatal:", "panic:"))]
+        last = [*fatal, *lines[-1:], "it gave no reason"][0]
         if "load <index/" in text:
             return _IndexDamaged(
                 f"The index of the backups in {self.folder} is damaged: {last[:200]}.",

@@ -193,7 +193,8 @@ def test_a_damaged_state_is_not_had_back_with_who_was_erased_since(before: Schoo
     before.restored(settings)
     kept = switch(settings)
     assert kept is not None
-    Erasures(settings).note("person", ["somebody"])
+    done = run(settings, "users", "erase", "ben", "--yes")
+    assert done.exit_code == 0 and f"{kept} is damaged, and keeps a copy until" in done.output
     with pytest.raises(ApplianceError, match="damaged"):
         undo(settings)
     assert not (settings.home / "backups" / "switching.json").exists() and settings.database.read_bytes()[:6] == b"SQLite"

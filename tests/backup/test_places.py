@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from appliance.backup import Backups, last_copy, last_known, places
+from appliance.backup import Backups, copies, last_copy, last_known, places
 from appliance.backup.known import remember
 from appliance.backup.repository import Damaged, Repository
 from appliance.backup.retention import NIGHT, gone_by, kept
+from appliance.db import Database
 from appliance.errors import ApplianceError, Conflict, NotFound, StorageFull
 from appliance.settings import Settings
 from tests.backup.school import QUIET, Kept, needs_restic
@@ -105,6 +106,22 @@ def test_a_small_disk_that_fills_is_pulled_out_or_can_only_be_read(
         backups.create(QUIET)
 
 
+@pytest.mark.optional
+def test_a_full_disk_of_the_box_itself_is_told_and_nothing_is_left(disk: Path, tmp_path: Path) -> None:
+    settings = Settings(home=disk / "home")
+    database = Database(settings.database)
+    database.migrate()
+    database.close()
+    free = shutil.disk_usage(disk).free
+    (disk / "filler").write_bytes(b"x" * (free - 150_000))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(StorageFull, match="disk is full") as caught:
+        Backups(settings, tmp_path / "other", same_disk=True).create(QUIET)
+    assert caught.value.hint and not (settings.backups / "tree").exists()
+    (disk / "filler").unlink()
+    assert Backups(settings, tmp_path / "other", same_disk=True).create(QUIET).id, "and goes on when there is space"
+
+
 # --- it hangs ---------------------------------------------------------------------------------------------------------
 def test_a_share_that_hangs_is_given_up_before_anything_is_begun(
     kept: Kept, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -190,11 +207,18 @@ def test_a_damaged_index_is_made_anew_of_the_data(kept: Kept, own: Path, tmp_pat
     assert kept.backups(tmp_path / "home", own).prepare("latest", QUIET).id == kept.ids[1]
 
 
-def test_a_damaged_record_of_a_backup_is_told_and_the_others_are_there(kept: Kept, own: Path) -> None:
+def test_a_damaged_record_of_a_backup_is_told_and_the_others_are_there(kept: Kept, own: Path, tmp_path: Path) -> None:
     root = own / "appliance-backups"
     flip(next(path for path in (root / "snapshots").iterdir() if path.name.startswith(kept.ids[1])))
     repository = Repository(root, kept.key)
     assert [one.id for one in repository.list()] == kept.ids[:1] and repository.unreadable == 1
+    settings = Settings(home=tmp_path / "home")
+    database = Database(settings.database)
+    database.migrate()
+    database.close()
+    with pytest.raises(Damaged, match=r"1 of the backups .* cannot be read; the new one can"):
+        kept.backups(settings.home, own).create(QUIET)
+    assert len(repository.list()) == 2
     flip(root / "config")
     with pytest.raises(Damaged, match="cannot be opened") as caught:
         repository.list()
@@ -242,6 +266,23 @@ def test_when_the_last_copy_is_gone_is_counted_out(policy: dict[str, int], lates
         there = kept(there | {made}, policy)
         assert before & there
     assert not before & kept(there | {until}, policy)
+
+
+def test_the_state_before_a_restore_goes_after_two_weeks_of_nights_by_clock_and_by_count(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = time.time
+    state = settings.backups / time.strftime("state-before-%Y%m%d-%H%M%S")
+    state.mkdir(parents=True)
+    for _ in range(20):
+        copies.let_go_of_old_states(settings)
+    assert state.is_dir(), "twenty backups of one day are no two weeks"
+    young = settings.backups / time.strftime("state-before-%Y%m%d-%H%M%S", time.localtime(true() + 60))
+    young.mkdir()
+    monkeypatch.setattr(time, "time", lambda: true() + 3650 * NIGHT)
+    copies.let_go_of_old_states(settings)
+    assert young.is_dir() and not state.exists(), "nor does a clock ten years ahead make two weeks of one night"
+    assert copies.kept_until(young) < true() + 17 * NIGHT
 
 
 def test_who_asks_is_told_until_when_by_what_is_there(settings: Settings) -> None:
