@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -46,9 +46,14 @@ class School:
     def restored(self, home: Settings, **more: tuple[str, ...]) -> None:
         Backups(home, self.disk, same_disk=True, key=Backups(self.settings).key()).prepare(self.ids[0], QUIET, **more)
 
+    def apart(self, folder: Path) -> School:
+        """With a disk of its own: what is erased is written down beside the backups, for every other box."""
+        shutil.copytree(self.disk, folder / "disk")
+        return replace(self, disk=folder / "disk")
+
 
 def run(settings: Settings, *words: str) -> Result:
-    place = {"APPLIANCE_BACKUP_TO": str(settings.backup_to), "APPLIANCE_BACKUP_SAME_DISK": "true"}
+    place = {"APPLIANCE_BACKUP_TO": str(settings.backup_to or settings.backups), "APPLIANCE_BACKUP_SAME_DISK": "true"}
     return CliRunner().invoke(group, ["--home", str(settings.home), *words], env=place, catch_exceptions=False)
 
 
@@ -154,6 +159,7 @@ def test_an_older_backup_comes_back_without_who_was_erased(before: School, tmp_p
 
 
 def test_a_new_box_learns_from_beside_the_backups_and_documents_can_come_back(before: School, tmp_path: Path) -> None:
+    before = before.apart(tmp_path)
     settings = Settings(home=tmp_path / "blank")
     before.restored(settings, spare=("document",))
     switch(settings)
@@ -169,6 +175,7 @@ def test_a_new_box_learns_from_beside_the_backups_and_documents_can_come_back(be
 
 def test_a_state_that_waits_or_is_kept_is_swept(before: School, tmp_path: Path) -> None:
     """Of who is erased after the restore: Ben."""
+    before = before.apart(tmp_path)
     settings = Settings(home=tmp_path / "home", backup_to=before.disk, backup_same_disk=True)
     before.restored(settings)
     switch(settings)
@@ -187,6 +194,7 @@ def test_a_state_that_waits_or_is_kept_is_swept(before: School, tmp_path: Path) 
 
 
 def test_a_damaged_state_is_not_had_back_with_who_was_erased_since(before: School, tmp_path: Path) -> None:
+    before = before.apart(tmp_path)
     settings = Settings(home=tmp_path / "home")
     settings.home.mkdir()
     settings.database.write_bytes(b"damaged" * 1000)
