@@ -7,6 +7,7 @@ write and checkpoint at once, fixed in 3.51.3), the pragmas, and alembic. Work i
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,14 @@ import sqlalchemy as sa
 from appliance.errors import ApplianceError, Conflict, StorageFull
 
 OLDEST_SQLITE = (3, 51, 3)
+STEPS = 100_000  # of SQLite's machine between two looks at the clock
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Damaged(ApplianceError):
+    """The file is not what SQLite wrote."""
+
+    code = "damaged_database"
 
 
 class Database:
@@ -91,11 +99,30 @@ class Database:
         """The schemas that this release can open: its own, and those that it migrates."""
         return {script.revision for script in _scripts()[1].walk_revisions()}
 
-    def check(self, *, thorough: bool = False) -> None:
-        """Read the whole file; thorough: and compare each index with its table. Raises ApplianceError if it is damaged."""
-        with self.begin() as connection:
-            if connection.exec_driver_sql(f"PRAGMA {'integrity' if thorough else 'quick'}_check").scalar() != "ok":
-                raise _damaged(self.path)
+    def check(self, *, thorough: bool = False, seconds: float = 0.0) -> None:
+        """Read the whole file; thorough: and compare each index with its table. Raises Damaged.
+
+        seconds: as much of it as is read in that time, for who cannot wait; 0 is all.
+        """
+        ends, late = time.monotonic() + seconds, False
+
+        def over() -> bool:
+            nonlocal late
+            late = bool(seconds) and time.monotonic() > ends
+            return late
+
+        try:
+            with self.read() as connection:
+                driver: Any = connection.connection.driver_connection
+                driver.set_progress_handler(over if seconds else None, STEPS)
+                try:
+                    if connection.exec_driver_sql(f"PRAGMA {'integrity' if thorough else 'quick'}_check").scalar() != "ok":
+                        raise _damaged(self.path)
+                finally:
+                    driver.set_progress_handler(None, 0)
+        except ApplianceError as error:
+            if not late or isinstance(error, Damaged):
+                raise
 
     def copy_to(self, path: Path) -> None:
         """As it stands at this moment, into a new file for the owner alone, while others write. Raises ApplianceError."""
@@ -167,10 +194,8 @@ def _on_begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("read") else "BEGIN IMMEDIATE")
 
 
-def _damaged(path: Path) -> ApplianceError:
-    return ApplianceError(
-        f"The database {path} is damaged.", "Restore the last good backup: `appliance backup restore latest`."
-    )
+def _damaged(path: Path) -> Damaged:
+    return Damaged(f"The database {path} is damaged.", "Restore the last good backup: `appliance backup restore latest`.")
 
 
 def _translate(error: Exception, path: Path) -> ApplianceError:

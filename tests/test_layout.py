@@ -1,7 +1,8 @@
 """Imports point one way: from a lower row to a higher one, leftwards along `<`, or within a folder.
 
 doors: web, cli (never each other); wiring: app; work: chat < practice, tuning < plugins, ...; nouns do not import each other;
-ground: errors < naming < files < settings < tables < logs < db < audit < redact < guard < tunnel < network < firewall < egress.
+ground: errors < naming < files < settings < tables < logs < db < audit < erasures < redact < guard < tunnel < network <
+firewall < egress.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ GROUND = [
     "logs",
     "db",
     "audit",
+    "erasures",
     "redact",
     "guard",
     "tunnel",
@@ -59,6 +61,7 @@ WORK = [
     "plugins",
     "safeguarding",
     "guarding",
+    "erasing",
     "backup",
     "checkup",
     "doctor",
@@ -113,6 +116,9 @@ WITHIN = {
     ("plugins", "programs"),
     ("plugins", "reading"),
     ("tuned", "programs"),
+    ("erasing", "tuning"),
+    ("erasing", "programs"),
+    ("backup", "erasing"),
     ("checkup", "backup"),
     ("checkup", "selftest"),
     ("checkup", "tuning"),

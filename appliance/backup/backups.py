@@ -7,23 +7,24 @@ nothing: whoever restores has the services stopped before the change.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from appliance.backup import contents
+from appliance.backup import contents, copies, places
 from appliance.backup.contents import SETTINGS, STATE, Contents
-from appliance.backup.repository import Damaged, Repository, Snapshot, Tell
-from appliance.backup.switching import READY, RESTORED
+from appliance.backup.known import last_known, remember
+from appliance.backup.repository import AHEAD, Damaged, Repository, Snapshot, Tell
+from appliance.backup.retention import kept
+from appliance.backup.switching import READY, RESTORED, working
 from appliance.db import Database
-from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, StorageFull, UnderWay, from_os_error
+from appliance.erasures import NAME, Erasures
+from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, StorageFull, from_os_error
 from appliance.files import make_folder, sync_tree, write_atomically
 from appliance.settings import Settings
 
@@ -47,13 +48,18 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A state that was proven and waits to take over. settings: {file beside it: where it was}."""
+    """A state that was proven and waits to take over. settings: {file beside it: where it was}.
+
+    erased: how much of what was erased since it was made, by kind, was erased from it; spared: kinds that were not.
+    """
 
     id: str
     at: float
     version: str
     bytes: int
     settings: dict[str, str]
+    erased: dict[str, int] = field(default_factory=dict)
+    spared: Sequence[str] = ()
 
 
 def waiting(settings: Settings) -> Restored | None:
@@ -62,15 +68,6 @@ def waiting(settings: Settings) -> Restored | None:
         return Restored(**json.loads((settings.backups / RESTORED / READY).read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def last_known(settings: Settings) -> dict[str, Any]:
-    """Of the last backups: `last` {id, at, where, own_disk, bytes}, `proven` {id, at}, `failed` {at, message, hint}."""
-    try:
-        told = json.loads((settings.backups / "known.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
 
 
 class Backups:
@@ -131,59 +128,112 @@ class Backups:
         return repository
 
     def _require_folder(self) -> None:
-        """Raises where the disk or share is not there."""
+        """Raises where the disk or share is not there, hangs, or is the box's own."""
         if self._chosen == self._settings.backups:
             return
-        try:
-            device = self._chosen.stat().st_dev
-            own = {self._settings.home.stat().st_dev, os.stat("/").st_dev}
-        except OSError:
-            raise NotFound(
-                f"The folder for backups is not there: {self._chosen}.", "Plug in the disk, or mount the share, then try again."
-            ) from None
-        if device in own and not self._agreed:
-            raise Conflict(
-                f"The folder for backups, {self._chosen}, is on the box's own disk: no other disk or share is mounted there.",
-                "Mount it, then try again; or agree to that with --same-disk (the setting backup_same_disk).",
-            )
+        places.require_answer(self._chosen, self.folder)
+        last = last_known(self._settings).get("last") or {}
+        mount = str(last.get("mount", "")) if last.get("where") == str(self.folder) else ""
+        places.require_other_disk(self._chosen, self._settings.home, agreed=self._agreed, mount=mount)
 
     # --- making ---------------------------------------------------------------------------------------------------------
-    def create(self, tell: Tell) -> Snapshot:
-        """Make one, and let go of those that are too old. Raises ApplianceError; then earlier ones are as they were."""
-        with self._alone():
+    def create(self, tell: Tell, *, clock_is_right: bool = False) -> Snapshot:
+        """Make one, and let go of those that are too old. Raises ApplianceError; then earlier ones are as they were.
+
+        clock_is_right: backups of a later date than now were made while the clock was wrong.
+        """
+        with working(self._settings):
             try:
-                return self._create(tell)
+                return self._create(tell, clock_is_right)
             except ApplianceError as error:
-                self._remember(failed={"at": time.time(), "message": error.message, "hint": error.hint})
+                self._remember_failure(error)
                 raise
             finally:
                 shutil.rmtree(self._settings.backups / "tree", ignore_errors=True)
 
-    def _create(self, tell: Tell) -> Snapshot:
-        self._require_folder()
+    def _create(self, tell: Tell, clock_is_right: bool) -> Snapshot:
         try:
+            self._require_folder()
             repository = self._open(new=True)
-            self._require_clock(repository)
+            places.require_writable(self.folder)
+            device = self.folder.stat().st_dev
+            earlier = repository.list()
+            ahead = self._require_clock(earlier, clock_is_right)
+            self._keep_erased(repository)
             tree = self._empty("tree")
         except OSError as error:
             raise from_os_error(error, "beginning a backup") from None
         held = contents.gather(self._settings, tree, _teller(tell))
-        made = repository.save(tree, held.version, held.schema, held.bytes, tell)
+        newest = max((_dated(one, ahead) for one in earlier), default=0.0)
+        made = repository.save(tree, held.version, held.schema, held.bytes, tell, after=newest)
+        self._require_still_there(device)
+        last = {
+            "id": made.id, "at": made.at, "where": str(self.folder), "mount": str(places.mounted_at(self.folder)),
+            "own_disk": device == self._settings.home.stat().st_dev, "bytes": held.bytes,
+        }  # fmt: skip
+        remember(self._settings, last=last, ahead=ahead, kept=[made.at, *(_dated(one, ahead) for one in earlier)])
         tell({"stage": "letting go of old ones"})
-        repository.forget({str(name): count for name, count in self._settings.backup_keep.items()})
-        own_disk = self.folder.stat().st_dev == self._settings.home.stat().st_dev
-        last = {"id": made.id, "at": made.at, "where": str(self.folder), "own_disk": own_disk, "bytes": held.bytes}
-        self._remember(last=last, failed=None)
+        left = self._let_go(repository, [*earlier, made], ahead)
+        remember(self._settings, failed=None, kept=left)
         return made
 
-    def _require_clock(self, repository: Repository) -> None:
-        """A clock that went back would have new backups count as the oldest, which are let go of first."""
-        newest = max((one.at for one in repository.list()), default=0.0)
-        if time.time() < newest - 3600:
-            told, was = (time.strftime("%d %B %Y", time.localtime(at)) for at in (time.time(), newest))
-            raise Conflict(
-                f"This machine believes it is {told}, and its last backup is of {was}.", "Set the clock: timedatectl."
+    def _let_go(self, repository: Repository, there: Sequence[Snapshot], ahead: dict[str, float]) -> list[float]:
+        """When those were made that stay. Raises Damaged where some cannot be read: the new one is made all the same."""
+        if repository.unreadable:
+            raise Damaged(
+                f"{repository.unreadable} of the backups in {self.folder} cannot be read; the new one can.",
+                f"Take another disk; or keep these (mv {self.folder} {self.folder}.damaged), and make a new one.",
             )
+        keep = {str(name): count for name, count in self._settings.backup_keep.items()}
+        stay = kept([_dated(one, ahead) for one in there], keep)
+        repository.forget([one.id for one in there if _dated(one, ahead) not in stay])
+        copies.let_go_of_old_states(self._settings)
+        return sorted(stay)
+
+    def _keep_erased(self, repository: Repository) -> None:
+        """The list of what was erased, brought up to date here and beside the backups, and no kept state with any of it."""
+        copies.take_over_list(self._settings, repository.folder)
+        Erasures(self._settings).copy_to(repository.folder / NAME)
+        copies.sweep(self._settings)
+
+    def publish_erased(self) -> None:
+        """Bring the list of what was erased beside the backups up to date, where their disk is there at this moment."""
+        with contextlib.suppress(ApplianceError, OSError):
+            if self._chosen != self._settings.backups:
+                places.require_answer(self._chosen, self.folder, 5)
+            if self.folder.is_dir():
+                Erasures(self._settings).copy_to(self.folder / NAME)
+
+    def _require_clock(self, there: Sequence[Snapshot], clock_is_right: bool) -> dict[str, float]:
+        """A clock that went back would have new backups count as the oldest, which are let go of first.
+
+        Of those whose date has not come yet, though the clock is right: when that was noticed, for want of their own time.
+        """
+        now = time.time()
+        noticed: dict[str, float] = last_known(self._settings).get("ahead") or {}
+        noticed = {one.id: noticed[one.id] for one in there if one.id in noticed}
+        if clock_is_right:
+            noticed |= {one.id: now for one in there if one.at > now + AHEAD and one.id not in noticed}
+        newest = max((_dated(one, noticed) for one in there), default=0.0)
+        if now < newest - AHEAD:
+            told, was = (time.strftime("%d %B %Y", time.localtime(at)) for at in (now, newest))
+            raise Conflict(
+                f"This machine believes it is {told}, and its last backup is of {was}.",
+                "Set the clock: timedatectl. Where it is right now and was wrong then: "
+                "`appliance backup create --clock-is-right`.",
+            )
+        return noticed
+
+    def _require_still_there(self, device: int) -> None:
+        """A disk that was pulled out meanwhile leaves its folder, which is on the box's own disk, to be written to."""
+        if self.folder.is_dir() and self.folder.stat().st_dev == device and Repository(self.folder, "").there:
+            return
+        if self.folder.is_dir() and not Repository(self.folder, "").there:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        raise NotFound(
+            f"The disk or share at {self._chosen} went away while the backup was written.",
+            "Plug it in, or mount it, then try again.",
+        )
 
     # --- reading --------------------------------------------------------------------------------------------------------
     def list(self) -> list[Snapshot]:
@@ -193,7 +243,7 @@ class Backups:
 
     def verify(self, id: str, tell: Tell) -> Proof:
         """Restore one into a place of its own and compare all of it with what was written down. Raises Damaged."""
-        with self._alone():
+        with working(self._settings):
             self._require_place()
             began, repository = time.monotonic(), self._open()
             chosen = repository.find(id)
@@ -203,21 +253,25 @@ class Backups:
                 shutil.rmtree(self._settings.backups / "proof", ignore_errors=True)
             tell({"stage": "checking what else is kept"})
             repository.check()
-            self._remember(proven={"id": chosen.id, "at": time.time()})
+            remember(self._settings, proven={"id": chosen.id, "at": time.time()})
             rows = sum(held.rows.values())
             return Proof(chosen.id, len(held.files), held.bytes, rows, audit_rows, time.monotonic() - began)
 
-    def prepare(self, id: str, tell: Tell) -> Restored:
-        """Prove one and have it wait to take over (`switching.switch`); what is there is not touched."""
-        with self._alone():
+    def prepare(self, id: str, tell: Tell, *, spare: Collection[str] = ()) -> Restored:
+        """Prove one and have it wait to take over (`switching.switch`); what is there is not touched.
+
+        What was erased since it was made is erased from it; `spare`: kinds (`erasures.Kind`) that may come back.
+        """
+        with working(self._settings):
             self._require_place()
             repository = self._open()
             chosen = repository.find(id)
             shutil.rmtree(self._settings.backups / RESTORED, ignore_errors=True)
             held, _audit_rows = self._proven(repository, chosen, RESTORED, tell)
-            return self._made_ready(chosen, held, tell)
+            copies.take_over_list(self._settings, self.folder)
+            return self._made_ready(chosen, held, tell, tuple(spare))
 
-    def _made_ready(self, chosen: Snapshot, held: Contents, tell: Tell) -> Restored:
+    def _made_ready(self, chosen: Snapshot, held: Contents, tell: Tell, spare: Sequence[str]) -> Restored:
         tell({"stage": "making it ready"})
         waiting = self._settings.backups / RESTORED
         try:
@@ -226,6 +280,7 @@ class Backups:
             database.migrate()
             database.fold_log()
             database.close()
+            again = copies.erase_in(self._settings, state, but=spare)
             os.rename(state, waiting / "state")
             if held.named:
                 kept = self._settings.backups / f"settings-of-{chosen.id}"
@@ -233,7 +288,8 @@ class Backups:
                 os.rename(waiting / SETTINGS, kept)
             sync_tree(waiting)
             self.keep_key(self.key())
-            found = Restored(chosen.id, held.created, held.version, held.bytes, held.named)
+            erased = {what: count for what, count in asdict(again).items() if count}
+            found = Restored(chosen.id, held.created, held.version, held.bytes, held.named, erased, spare)
             write_atomically(waiting / READY, json.dumps(asdict(found)))
         except OSError as error:
             raise from_os_error(error, "making a restored state ready") from None
@@ -266,6 +322,8 @@ class Backups:
         return "Look at that disk; take a backup from another one."
 
     def _require_place(self) -> None:
+        if self._chosen != self._settings.backups:
+            places.require_answer(self._chosen, self.folder)
         if self._chosen == self._settings.backups and not self.folder.is_dir():
             raise NotFound(
                 "No backup was made here yet.", "Make one: `appliance backup create`; or say where they are: --from FOLDER."
@@ -292,25 +350,13 @@ class Backups:
         make_folder(folder)
         return folder
 
-    def _remember(self, **facts: Any) -> None:
-        with contextlib.suppress(ApplianceError):  # a full disk: the backup is what counts
-            known = last_known(self._settings) | facts
-            write_atomically(self._settings.backups / "known.json", json.dumps(known, ensure_ascii=False))
+    def _remember_failure(self, error: ApplianceError) -> None:
+        remember(self._settings, failed={"at": time.time(), "message": error.message, "hint": error.hint})
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        try:
-            for folder in (self._settings.home, self._settings.run, self._settings.backups):
-                make_folder(folder)
-            handle = open(self._settings.run / "backup.lock", "a")  # noqa: SIM115 - closed below
-        except OSError as error:
-            raise from_os_error(error, "preparing a backup") from None
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UnderWay("A backup or a restore is under way on this box.", "Try again when it has ended.") from None
-            yield
+
+def _dated(one: Snapshot, ahead: dict[str, float]) -> float:
+    """When one was made, as far as that is known."""
+    return min(one.at, ahead.get(one.id, one.at))
 
 
 def tidy(key: str) -> str:

@@ -17,8 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from appliance.backup.contents import LEFT_OUT
-from appliance.errors import ApplianceError, Conflict, NotFound, from_os_error
+from appliance.backup.copies import BEFORE, erase_in
+from appliance.erasures import Erasures
+from appliance.errors import ApplianceError, Conflict, NotFound, UnderWay, from_os_error
 from appliance.files import make_folder, sync, write_atomically
 from appliance.settings import Settings
 
@@ -33,25 +37,40 @@ def switch(settings: Settings) -> Path | None:
     waiting = settings.backups / RESTORED
     if not (waiting / READY).is_file() or not (waiting / "state" / settings.database.name).is_file():
         raise NotFound("No backup was made ready to take over.", "Begin with `appliance backup restore latest`.")
-    require_stopped(settings)
-    here = _entries(settings.home)
-    before = settings.backups / f"state-before-{time.strftime('%Y%m%d-%H%M%S')}"
-    _begin(settings, out_to=before.name, source=f"{RESTORED}/state", over=[RESTORED], keep=True)
-    return before if here else None
+    with working(settings):
+        require_stopped(settings)
+        erase_in(settings, waiting / "state", but=_spared(waiting / READY))  # it may have waited for days
+        here = _entries(settings.home)
+        before = settings.backups / f"{BEFORE}{time.strftime('%Y%m%d-%H%M%S')}"
+        _begin(settings, out_to=before.name, source=f"{RESTORED}/state", over=[RESTORED], keep=True)
+        return before if here else None
+
+
+def _spared(ready: Path) -> list[str]:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return [str(kind) for kind in json.loads(ready.read_text("utf-8")).get("spared", ())]
+    return []
 
 
 def undo(settings: Settings) -> None:
     """Have the state before the last restore back; what was there meanwhile is deleted. Raises NotFound, ApplianceError."""
-    try:
-        told = json.loads((settings.backups / DONE).read_text("utf-8"))
-        before = settings.backups / Path(told["before"]).name
-    except (OSError, ValueError, KeyError, TypeError):
-        raise NotFound("There is no restore that could be undone.", "See `appliance backup list`.") from None
-    if not before.is_dir():
-        raise NotFound(f"The state before the restore is gone ({before}).", "See `appliance backup list`.")
-    require_stopped(settings)
-    shutil.rmtree(settings.backups / "undone", ignore_errors=True)
-    _begin(settings, out_to="undone", source=before.name, over=["undone", before.name], keep=False)
+    with working(settings):
+        try:
+            told = json.loads((settings.backups / DONE).read_text("utf-8"))
+            before = settings.backups / Path(told["before"]).name
+        except (OSError, ValueError, KeyError, TypeError):
+            raise NotFound("There is no restore that could be undone.", "See `appliance backup list`.") from None
+        if not before.is_dir():
+            raise NotFound(f"The state before the restore is gone ({before}).", "See `appliance backup list`.")
+        require_stopped(settings)
+        try:
+            erase_in(settings, before)
+        except (ApplianceError, sa.exc.SQLAlchemyError):
+            # Damaged, as the state before a restore often is. It lacks what was erased before the restore; since then, nothing.
+            if len(Erasures(settings).read()) > int(told.get("erased", 0)):
+                raise
+        shutil.rmtree(settings.backups / "undone", ignore_errors=True)
+        _begin(settings, out_to="undone", source=before.name, over=["undone", before.name], keep=False)
 
 
 def finish(settings: Settings) -> None:
@@ -85,7 +104,7 @@ def _finish(settings: Settings, plan: dict[str, Any]) -> None:
     if plan["keep"]:
         (settings.backups / RESTORED / READY).unlink(missing_ok=True)  # what is left there is no state any more
         if any(aside.iterdir()):
-            write_atomically(done, json.dumps({"before": plan["to"]}))
+            write_atomically(done, json.dumps({"before": plan["to"], "erased": len(Erasures(settings).read())}))
         else:
             aside.rmdir()  # there was nothing before: a new box
     else:
@@ -123,6 +142,23 @@ def require_stopped(settings: Settings) -> None:
                     f"The appliance is running (process {process.name}), and nothing can take the place of what it uses.",
                     "Stop it (Ctrl-C where `appliance serve` runs), then run the same command again.",
                 )
+
+
+@contextlib.contextmanager
+def working(settings: Settings) -> Iterator[None]:
+    """Hold what one process at a time does on a home: backup, proof, restore, switch, undo, erasing. Raises UnderWay."""
+    try:
+        for folder in (settings.home, settings.run, settings.backups):
+            make_folder(folder)
+        handle = open(settings.run / "backup.lock", "a")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise from_os_error(error, "preparing a backup") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UnderWay("A backup or a restore is under way on this box.", "Try again when it has ended.") from None
+        yield
 
 
 @contextlib.contextmanager

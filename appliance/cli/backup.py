@@ -6,13 +6,15 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from appliance.backup import Backups, Restored, last_known, switch, undo, waiting
+from appliance.backup import Backups, Restored, kept_until, last_known, switch, undo, waiting
 from appliance.cli.output import Output, command, seconds, size
+from appliance.erasures import Erasures
 from appliance.errors import ApplianceError, BadInput, from_os_error
 from appliance.settings import Settings
 
@@ -43,13 +45,14 @@ def backup() -> None:
 @click.option(
     "--prove-after", type=click.FloatRange(min=0), default=None, metavar="DAYS", help="Prove it if none was for so long."
 )
+@click.option("--clock-is-right", is_flag=True, help="Backups of a later date than today were made while the clock was wrong.")
 @command
-async def create(out: Output, target: Path | None, same_disk: bool, prove_after: float | None) -> int:
+async def create(out: Output, target: Path | None, same_disk: bool, prove_after: float | None, clock_is_right: bool) -> int:
     """Make a backup, and let go of those that are too old (the setting backup_keep)."""
     backups = Backups(out.settings, target, same_disk=same_disk)
     began = time.monotonic()
     try:
-        made = await asyncio.to_thread(backups.create, _telling(out))
+        made = await asyncio.to_thread(partial(backups.create, _telling(out), clock_is_right=clock_is_right))
     finally:
         if backups.made_key:
             _say_key(out, backups.key())
@@ -104,19 +107,26 @@ async def verify(out: Output, id: str, source: Path | None, key_file: str | None
 @click.argument("id")
 @_from
 @click.option("--to", "target", type=FOLDER, default=None, help="Home folder to restore into, else this box's own.")
+@click.option("--with-removed-documents", is_flag=True, help="Documents that were removed since it was made come back too.")
 @click.option("--prepare-only", is_flag=True, help="Prove it and have it wait; `appliance backup switch` lets it take over.")
 @command
 async def restore(
-    out: Output, id: str, source: Path | None, key_file: str | None, target: Path | None, prepare_only: bool
-) -> int:
-    """Restore a backup (its ID, or latest). It is proven first; what is there now is kept until the other one answers."""
+    out: Output, id: str, source: Path | None, key_file: str | None, target: Path | None, with_removed_documents: bool,
+    prepare_only: bool,
+) -> int:  # fmt: skip
+    """Restore a backup (its ID, or latest). It is proven first; what is there now is kept until the other one answers.
+
+    Whoever was erased since it was made is erased from it again, and so are examples that were taken back.
+    """
     settings, key = out.settings, _key(key_file)
     if target is not None:
         source = source or settings.backup_to or settings.backups
         key = key or Backups(settings, source).key()
         settings = settings.model_copy(update={"home": target.expanduser().absolute()})
+        Erasures(settings).take_over(Erasures(out.settings).path)
     backups = Backups(settings, source, key=key)
-    ready = await asyncio.to_thread(backups.prepare, id, _telling(out))
+    spare = ("document",) if with_removed_documents else ()
+    ready = await asyncio.to_thread(partial(backups.prepare, id, _telling(out), spare=spare))
     out.say(f"The backup {ready.id} of {_when(ready.at)} is whole: {size(ready.bytes)}.")
     if prepare_only:
         out.say("It waits. Stop the box, then: appliance backup switch")
@@ -163,9 +173,15 @@ def _note_restore(settings: Settings, ready: Restored) -> None:
 
 def _say_restored(out: Output, settings: Settings, ready: Restored, before: Path | None) -> None:
     out.say(f"The backup {ready.id} is restored into {settings.home}.")
-    out.say("Everybody signs in anew; people who were erased after it was made are back.")
+    out.say("Everybody signs in anew.")
+    if ready.erased:
+        told = ", ".join(f"{what}: {count}" for what, count in ready.erased.items())
+        out.say(f"Erased since it was made, and so erased from it again: {told}.")
+        if "documents" in ready.erased:
+            out.say("To have the documents back, restore it --with-removed-documents.")
     if before is not None:
-        out.say(f"The state before is in {before}: `appliance backup undo` has it back, `rm -r` lets go of it.")
+        until = time.strftime("%d %B %Y", time.localtime(kept_until(before)))
+        out.say(f"The state before is in {before}: `appliance backup undo` has it back. It goes on {until}, or by `rm -r`.")
     if ready.settings:
         kept = settings.backups / f"settings-of-{ready.id}"
         out.say(f"The settings of that box are in {kept}; copy what you want to {', '.join(ready.settings.values())}.")

@@ -5,6 +5,7 @@ The account goes last: cut off in between, the same command finds the person aga
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -19,12 +20,24 @@ if TYPE_CHECKING:
 
 
 def erase_person(out: Output, appliance: Appliance, person: Person) -> dict[str, Any]:
-    """What was removed, in numbers; "waiting" where the same command is needed once more. Raises Conflict, NotFound."""
+    """What was removed, in numbers; "waiting" where the same command is needed once more, "backups_until" when the last backup
+    that holds them is gone. Raises Conflict, NotFound, UnderWay (a backup would take along what is half erased).
+    """
+    from appliance.backup import working
+
+    with working(out.settings):
+        done = _erase(out, appliance, person)
+        return done | copies_told(out, appliance)
+
+
+def _erase(out: Output, appliance: Appliance, person: Person) -> dict[str, Any]:
     from appliance.audit import unix_name
+    from appliance.erasures import ERASE_PERSON, Erasures
     from appliance.tuning.blind import forget
     from appliance.tuning.store import ExampleStore
 
     appliance.people.refuse_last(person.id)
+    Erasures(out.settings).note("person", [person.id])
     counts = _count(appliance, person.id)
     store = ExampleStore(appliance.database)
     rows: set[str] = set()
@@ -42,7 +55,7 @@ def erase_person(out: Output, appliance: Appliance, person: Person) -> dict[str,
         mine = sa.and_(collection_readers.c.kind == "user", collection_readers.c.name == person.id)
         connection.execute(sa.delete(collection_readers).where(mine))
     waiting = not appliance.database.fold_log() or waiting
-    appliance.audit.note("erase person", person.id, {**counts, "examples": len(rows)})
+    appliance.audit.note(ERASE_PERSON, person.id, {**counts, "examples": len(rows)})
     told = [f"{number} {what}" for what, number in counts.items() if what != "flags"]
     out.say(f"Erased: the account, {', '.join(told)}, {len(rows)} examples.")
     if runs:
@@ -52,6 +65,29 @@ def erase_person(out: Output, appliance: Appliance, person: Person) -> dict[str,
     if rows or earlier:
         show_models(out, models)
     return {"id": person.id, **counts, "examples": len(rows), "runs": runs, "models": models, "waiting": waiting}
+
+
+def copies_told(out: Output, appliance: Appliance) -> dict[str, Any]:
+    """Sweep the states that are kept for an undo, and say until when backups hold what was erased. The lock is held."""
+    from appliance.backup import Backups, kept_until, last_copy, sweep
+    from appliance.erasures import Erasures
+
+    Erasures(out.settings).learn(appliance.database)
+    Backups(out.settings).publish_erased()
+    missed = sweep(out.settings)
+    count, until = last_copy(out.settings)
+    for state in missed:
+        out.note(f"{state} is damaged, and keeps a copy until {_day(kept_until(state))}; `rm -r` lets go of it now.")
+        until = None if until is None else max(until, kept_until(state))
+    if count:
+        when = f"until {_day(until)}" if until is not None else "for good"
+        out.say(f"{count} backups from before hold a copy {when} (the setting backup_keep), where one is made each night;")
+        out.say("a disk that is kept elsewhere, until backups are made to it again. A restore erases it from them again.")
+    return {"backups": count, "backups_until": until}
+
+
+def _day(at: float) -> str:
+    return time.strftime("%d %B %Y", time.localtime(at))
 
 
 def _called(out: Output, store: Any, person: Person) -> list[str]:

@@ -155,6 +155,7 @@ async def withdraw(out: Output, person: str, mentions: bool, yes: bool) -> int:
     """Erase the examples of PERSON (an author, or a pupil's id or full name), and say which models had them."""
     from appliance.app import Appliance
     from appliance.audit import unix_name
+    from appliance.erasures import Erasures
     from appliance.tuning.blind import forget
     from appliance.tuning.store import ExampleStore
 
@@ -173,6 +174,7 @@ async def withdraw(out: Output, person: str, mentions: bool, yes: bool) -> int:
         runs, waiting = erase_withdrawn(out, appliance, store)
         forget_programs(out, appliance, {*ids, *trace.earlier})
         models = store.models_with({*ids, *trace.earlier}, appliance.registry)
+        Erasures(out.settings).learn(appliance.database)
     finally:
         await appliance.close()
     out.say(f"{len(ids)} rows are erased, and nothing of theirs comes back with an import.")
@@ -201,22 +203,18 @@ def _announce(out: Output, trace: Trace, mentions: bool) -> None:
 
 def erase_withdrawn(out: Output, appliance: Appliance, store: ExampleStore) -> tuple[tuple[str, ...], bool]:
     """Take all withdrawn rows out of what was made of them; the runs, and whether the same command is needed once more."""
+    from appliance.erasing import erase_from_made
     from appliance.errors import UnderWay
     from appliance.tuning.blind import forget
-    from appliance.tuning.erasing import erase_from_jobs, erase_from_reports, erase_from_runs
     from appliance.tuning.run_folder import only_run
-    from appliance.tuning.standing import Standing
 
-    gone, who = store.withdrawn(), store.gone()
+    gone = store.withdrawn()
     runs: tuple[str, ...] = ()
     waiting = False
     forget(out.settings, gone, ())
     try:
         with only_run(out.settings.run / "tune.lock"):
-            Standing(out.settings.standing).forget(gone)
-            erase_from_reports([out.settings.runs, out.settings.reports, out.settings.models], gone, who)
-            erase_from_jobs(appliance.database, gone, who)
-            runs = erase_from_runs(out.settings.runs, gone)
+            runs = erase_from_made(out.settings, appliance.database, gone, store)
     except UnderWay:
         waiting = True
         out.note(

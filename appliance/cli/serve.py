@@ -13,7 +13,7 @@ import socket as socketlib
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,7 +22,11 @@ from appliance.cli.output import Output, command
 from appliance.errors import ApplianceError, BadInput, Conflict, Forbidden
 from appliance.settings import Settings
 
+if TYPE_CHECKING:
+    from appliance.app import Appliance
+
 PORT = click.IntRange(1, 65535)
+LOOKED_THROUGH = 5.0  # seconds that looking through the database may keep people waiting; a proof reads all of it each week
 
 
 @click.command()
@@ -34,14 +38,13 @@ async def serve(out: Output, host: str | None, port: int | None) -> int:
 
     The process that reaches hosts outside runs only while one is allowed.
     """
-    from appliance.app import Appliance
     from appliance.network import Policy
     from appliance.supervisor import check_port, supervise
 
     settings = _with(out.settings, host, port)
     check_port(settings.host, settings.port)
     with _only_one(settings, "serve"):
-        appliance = Appliance.open(settings)
+        appliance = await asyncio.to_thread(_whole, settings)
         await asyncio.to_thread(appliance.ensure_starter)
         code = await asyncio.to_thread(appliance.accounts.ensure_setup_code)
         champion = appliance.champion()
@@ -83,7 +86,7 @@ async def web(out: Output, host: str | None, port: int | None, with_parent: bool
     if inherited is None:
         check_port(settings.host, settings.port)
         guard.listen_at(settings.host)
-    appliance = Appliance.open(settings)
+    appliance = Appliance.open(settings) if with_parent else await asyncio.to_thread(_whole, settings)
     if with_parent:
         end_with_parent()
     else:  # started by itself, as on an installed box: nobody else has made these ready
@@ -181,6 +184,20 @@ async def egress(out: Output, with_parent: bool) -> int:
     if not stopped:
         raise shut
     return 0
+
+
+def _whole(settings: Settings) -> Appliance:
+    """The parts of this box, and its database looked through. Raises Damaged with the way back."""
+    from appliance.app import Appliance
+    from appliance.backup import last_good
+    from appliance.db import Damaged
+
+    try:
+        appliance = Appliance.open(settings)
+        appliance.database.check(seconds=LOOKED_THROUGH)
+    except Damaged as error:
+        raise Damaged(f"{error.message} Nothing is started.", last_good(settings)) from None
+    return appliance
 
 
 def _inherited() -> int | None:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from appliance.db import Database
+from appliance.erasures import Erasures
 from appliance.errors import ApplianceError, Busy, UnderWay, where
 from appliance.files import sha256_of
 from appliance.knowledge import calibration, intake, measure, reranking
@@ -139,6 +140,7 @@ class Library:
             with self._database.begin() as connection:
                 require_document(connection, document, within)
                 take_out(connection, [document], why=REMOVED, by=by)
+                Erasures(self._settings).note("document", [document])
         finally:
             try:
                 intake.Intake(self._settings, self._database, intake.Origin("", "")).tidy()

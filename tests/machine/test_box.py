@@ -232,7 +232,7 @@ def test_the_night_s_backup_is_proven_and_restored_and_whoever_was_signed_in_sig
     assert "head" in browser.ask("/chat")[1]
     box.run('appliance docs remove $(appliance docs list --json | grep -o \'"id": "[^"]*\' | head -1 | cut -d\'"\' -f4)')
     assert "chlorophyll" not in box.run("appliance ask 'Why are leaves green?'")
-    code, said = box.code("appliance backup restore latest")
+    code, said = box.code("appliance backup restore latest --with-removed-documents")
     assert code == 0 and "answers with what was restored" in said, said
     ready(box)
     assert "chlorophyll" in box.run("appliance ask 'Why are leaves green?'")

@@ -1,20 +1,14 @@
-"""Backups, with the real restic: whole under load, proven, back on a blank home, and never half there after a kill."""
+"""Backups, with the real restic: whole under load, proven, back on a blank home, refused in words where they cannot be."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -22,133 +16,25 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 
 from appliance import settings as settings_module
-from appliance.accounts import People
 from appliance.app import Appliance
-from appliance.backup import Backups, finish, last_known, switch, undo
+from appliance.backup import Backups, last_known, switch, undo
 from appliance.backup.backups import tidy
 from appliance.backup.contents import rows_of
+from appliance.backup.known import remember
 from appliance.backup.repository import Damaged, Repository
+from appliance.backup.switching import working
 from appliance.checkup import Check, saved
+from appliance.cli import group
 from appliance.db import Database
-from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, StorageFull, UnderWay
-from appliance.files import sha256_of
+from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, UnderWay
 from appliance.knowledge.shelves import EVERYTHING
 from appliance.registry import Registry
 from appliance.settings import Settings
-from appliance.tables import collections, sessions
-from tests.test_registry import add
-
-needs_restic = pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed: apt-get install restic")
-ROOT = Path(__file__).resolve().parents[1]
-NAME, PASSWORD = "Ms Green", "correct horse battery"
-LEAVES = "Leaves are green because chlorophyll takes in red and blue light. A leaf makes sugar from light, water and air."
-QUIET: Callable[[dict[str, Any]], None] = lambda _told: None  # noqa: E731
-
-
-def note(database: Database, number: int) -> None:
-    """Two rows that belong together, in one transaction."""
-    with database.begin() as connection:
-        for side in "ab":
-            id = f"pair-{number:08}{side}"
-            connection.execute(sa.insert(collections).values(id=id, name=id, created=0))
-
-
-def numbers(home: Path) -> list[str]:
-    database = Database(home / "appliance.sqlite3")
-    with database.read() as connection:
-        found = list(
-            connection.execute(sa.select(collections.c.id).where(collections.c.id.startswith("pair-")).order_by("id")).scalars()
-        )
-    database.close()
-    return found
-
-
-def files(home: Path) -> dict[str, str]:
-    """The digest of every file that a backup has to hold."""
-    kept = ("documents", "models", "index", "fence.secret", "network.json", "jobs")
-    paths = (path for path in home.rglob("*") if path.is_file() and not path.name.startswith("."))
-    names = {path.relative_to(home): path for path in paths}
-    return {str(name): sha256_of(path) for name, path in names.items() if name.parts[0] in kept}
-
-
-def packs(folder: Path) -> set[str]:
-    """The files that hold what was backed up."""
-    root = folder / "appliance-backups"
-    return {str(path.relative_to(root)) for path in (root / "data").rglob("*") if path.is_file()}
-
-
-@dataclass
-class Kept:
-    """A home with two backups, and what was known of it when each was made."""
-
-    home: Path
-    folder: Path
-    key: str
-    ids: list[str]
-    first_packs: set[str]
-    files: dict[str, str]
-    cookie: str
-    api_key: str
-
-    def backups(self, home: Path, folder: Path | None = None, key: str | None = None) -> Backups:
-        return Backups(Settings(home=home), folder or self.folder, same_disk=True, key=key or self.key)
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
-    """The first backup is made while a thread writes as fast as it can."""
-    if shutil.which("restic") is None:
-        pytest.skip("restic is not installed: apt-get install restic")
-    import asyncio
-
-    root = tmp_path_factory.mktemp("school")
-    settings = Settings(home=root / "home")
-    box = Appliance.open(settings)
-    People(box.database).add(NAME, "administrator", password=PASSWORD)
-    cookie, person = box.accounts.sign_in(NAME, PASSWORD, "test")
-    _id, api_key = box.accounts.create_key(person, "backup", "chat")
-    (root / "leaves.txt").write_text(LEAVES)
-    asyncio.run(box.library.add([root / "leaves.txt"]))
-    add(Registry(settings.models), "base")
-    (settings.jobs).mkdir()
-    (settings.jobs / "one.log").write_text("begun\n")
-    (settings.runs / "r1" / "checkpoints").mkdir(parents=True)
-    (settings.runs / "r1" / "checkpoints" / "large").write_text("not kept")
-    (settings.run / "engine.log").write_text("not kept")
-    box.audit.note("test", "begun")
-    stop, written = threading.Event(), threading.Event()
-
-    def write() -> None:
-        number = 0
-        while not stop.is_set():
-            note(box.database, number)
-            number += 1
-            if number > 20:
-                written.set()
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    backups = Backups(settings, root, same_disk=True)
-    try:
-        written.wait()
-        first = backups.create(QUIET)
-    finally:
-        stop.set()
-        writer.join()
-    there, first_packs = files(settings.home), packs(root)
-    add(Registry(settings.models), "second", words=os.urandom(300_000))
-    second = backups.create(QUIET)
-    asyncio.run(box.close())
-    return Kept(settings.home, root, backups.key(), [first.id, second.id], first_packs, there, cookie, api_key)
-
-
-@pytest.fixture
-def own(kept: Kept, tmp_path: Path) -> Path:
-    """The folder with the backups, to be damaged."""
-    shutil.copytree(kept.folder / "appliance-backups", tmp_path / "disk" / "appliance-backups")
-    return tmp_path / "disk"
+from appliance.tables import sessions
+from tests.backup.school import NAME, PASSWORD, QUIET, ROOT, Kept, files, needs_restic, note, numbers, packs
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------
@@ -223,17 +109,21 @@ def test_the_restored_state_can_be_undone_and_the_box_has_to_be_stopped(kept: Ke
 
 
 # --- what is damaged, lost or wrong -----------------------------------------------------------------------------------
-def test_flipped_bytes_are_found_and_the_backup_before_it_is_offered(kept: Kept, own: Path, tmp_path: Path) -> None:
-    newest = packs(own) - kept.first_packs
-    assert newest, "data that only the second backup has"
-    for name in newest:
-        path = own / "appliance-backups" / name
+def damage(disk: Path, names: set[str]) -> None:
+    for name in names:
+        path = disk / "appliance-backups" / name
         path.chmod(0o600)
         with path.open("r+b") as file:
             file.seek(500)
             piece = file.read(50)
             file.seek(500)
             file.write(bytes(byte ^ 255 for byte in piece))
+
+
+def test_flipped_bytes_are_found_and_the_backup_before_it_is_offered(kept: Kept, own: Path, tmp_path: Path) -> None:
+    newest = packs(own) - kept.first_packs
+    assert newest, "data that only the second backup has"
+    damage(own, newest)
     home = tmp_path / "blank"
     with pytest.raises(Damaged, match=kept.ids[1]) as caught:
         kept.backups(home, own).verify("latest", QUIET)
@@ -243,6 +133,30 @@ def test_flipped_bytes_are_found_and_the_backup_before_it_is_offered(kept: Kept,
     with pytest.raises(NotFound):
         switch(Settings(home=home))
     assert kept.backups(home, own).prepare(kept.ids[0], QUIET).id == kept.ids[0]
+
+
+def test_flipped_bytes_in_the_database_and_the_newest_backup(kept: Kept, own: Path, tmp_path: Path) -> None:
+    """The pages do not start, and say which backup is good; that one brings the box back, with nothing but its disk."""
+    settings = Settings(home=tmp_path / "home")
+    shutil.copytree(kept.home, settings.home)
+    remember(settings, last={"id": kept.ids[1], "at": time.time(), "where": str(own)}, proven={})
+    with settings.database.open("r+b") as file:
+        for page in range(3, 40):
+            file.seek(page * 4096)
+            file.write(os.urandom(64))
+    damage(own, packs(own) - kept.first_packs)
+    words = ["--home", str(settings.home), "backup", "restore", "ID", "--from", str(own)]
+    with pytest.raises(ApplianceError, match=r"is damaged\. Nothing is started") as caught:
+        CliRunner().invoke(group, [*words[:2], "web", "--port", "18999"], catch_exceptions=False)
+    assert f"appliance backup restore {kept.ids[1]}" in caught.value.hint and str(own) in caught.value.hint
+    words[4] = kept.ids[1]
+    with pytest.raises(Damaged) as told:
+        CliRunner().invoke(group, words, catch_exceptions=False)
+    words[4] = kept.ids[0]
+    assert f"appliance backup restore {kept.ids[0]}" in told.value.hint
+    done = CliRunner().invoke(group, words, catch_exceptions=False)
+    assert done.exit_code == 0 and "`appliance backup undo` has it back" in done.output
+    assert files(settings.home) == kept.files and len(numbers(settings.home)) >= 40
 
 
 def test_a_file_that_was_exchanged_on_the_way_is_found(kept: Kept, own: Path, tmp_path: Path) -> None:
@@ -279,38 +193,6 @@ def test_a_wrong_key_is_a_sentence_and_a_mistyped_one_too(kept: Kept, tmp_path: 
 
 
 @pytest.mark.usefixtures("database")
-def test_a_disk_that_is_not_mounted_is_refused(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="not there"):
-        Backups(settings, tmp_path / "usb").create(QUIET)
-    (tmp_path / "usb").mkdir()
-    with pytest.raises(Conflict, match="own disk") as caught:
-        Backups(settings, tmp_path / "usb").create(QUIET)
-    assert "--same-disk" in caught.value.hint and not any((tmp_path / "usb").iterdir())
-    assert "own disk" in last_known(settings)["failed"]["message"]
-
-
-@needs_restic
-@pytest.mark.usefixtures("database")
-def test_a_full_backup_disk_leaves_earlier_backups_whole(settings: Settings, tmp_path: Path) -> None:
-    disk = tmp_path / "usb"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount a small disk")
-    try:
-        backups = Backups(settings, disk)
-        first = backups.create(QUIET)
-        settings.documents.mkdir()
-        (settings.documents / "large").write_bytes(os.urandom(4_000_000))
-        with pytest.raises(StorageFull, match="disk is full") as caught:
-            backups.create(QUIET)
-        assert "backup_keep" in caught.value.hint and not (settings.backups / "tree").exists()
-        assert backups.verify("latest", QUIET).id == first.id
-        assert last_known(settings)["last"]["own_disk"] is False
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-@pytest.mark.usefixtures("database")
 def test_without_restic_the_next_step_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ApplianceError, match="not installed") as caught:
@@ -318,108 +200,15 @@ def test_without_restic_the_next_step_is_named(settings: Settings, monkeypatch: 
     assert "apt-get install restic" in caught.value.hint
 
 
-def test_a_clock_that_went_back_lets_go_of_nothing(kept: Kept, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "time", lambda: 86400.0)
-    with pytest.raises(Conflict, match=r"believes it is 0[12] January 1970"):
-        kept.backups(kept.home, own).create(QUIET)
-
-
 def test_two_at_once_are_one(kept: Kept, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
-    with kept.backups(settings.home)._alone(), pytest.raises(UnderWay):
+    with working(settings), pytest.raises(UnderWay):
         kept.backups(settings.home).verify("latest", QUIET)
-
-
-# --- kill -9 ----------------------------------------------------------------------------------------------------------
-def killed_at(number: int, work: Callable[[], object]) -> bool:
-    """Whether a process that does `work` was killed just before its rename of that number."""
-    child = os.fork()
-    if child == 0:
-        count, rename, replace = 0, os.rename, os.replace
-
-        def counted(real: Callable[..., None]) -> Callable[..., None]:
-            def one(*words: Any) -> None:
-                nonlocal count
-                count += 1
-                if count == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                real(*words)
-
-            return one
-
-        os.rename, os.replace = counted(rename), counted(replace)
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
-def state(home: Path) -> dict[str, str]:
-    return {name.name: name.read_text() for name in home.iterdir() if name.is_file() and name.name != "backup.key"}
-
-
-def test_a_kill_in_the_middle_of_the_change_leaves_the_old_state_or_the_new_one(tmp_path: Path) -> None:
-    old = {"appliance.sqlite3": "old", "appliance.sqlite3-wal": "old log", "network.json": "old", "gone": "old"}
-    new = {"appliance.sqlite3": "new", "network.json": "new", "came": "new"}
-    kills = 0
-    for number in range(1, 30):
-        settings = Settings(home=tmp_path / str(number))
-        waiting = settings.backups / "restored" / "state"
-        waiting.mkdir(parents=True)
-        for folder, content in ((settings.home, old), (waiting, new)):
-            for name, text in content.items():
-                (folder / name).write_text(text)
-        (settings.backups / "restored" / "ready.json").write_text("{}")
-        killed = killed_at(number, lambda settings=settings: switch(settings))  # type: ignore[misc]
-        finish(settings)  # what every command does first
-        assert state(settings.home) in ((old, new) if killed else (new,))
-        if state(settings.home) == old:
-            switch(settings)
-        assert state(settings.home) == new
-        undone = killed_at(number, lambda settings=settings: undo(settings))  # type: ignore[misc]
-        finish(settings)
-        assert state(settings.home) in ((old, new) if undone else (old,))
-        kills += killed + undone
-        if not killed and not undone:
-            break
-    assert kills > 15, "each step was tried"
-
-
-def test_a_kill_while_a_backup_is_made_ready_changes_nothing(kept: Kept, tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path / "home")
-    settings.home.mkdir()
-    (settings.home / "network.json").write_text("old")
-    assert killed_at(1, lambda: kept.backups(settings.home).prepare("latest", QUIET))
-    assert (settings.backups / "restored" / "home" / "appliance.sqlite3").is_file(), "it was proven, and not ready"
-    with pytest.raises(NotFound):
+    (settings.backups / "restored" / "state").mkdir(parents=True)
+    for path in (settings.backups / "restored" / "ready.json", settings.backups / "restored" / "state" / "appliance.sqlite3"):
+        path.write_text("{}")
+    with working(settings), pytest.raises(UnderWay):
         switch(settings)
-    assert state(settings.home) == {"network.json": "old"}
-
-
-def test_a_killed_backup_leaves_earlier_ones_and_the_next_one_works(kept: Kept, own: Path, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    shutil.copytree(kept.home, home)
-    (home / "documents" / "large").write_bytes(os.urandom(120_000_000))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what is left of them comes to us, and no dead one stays about
-    words = [sys.executable, "-m", "appliance", "--home", str(home), "backup", "create", "--to", str(own), "--same-disk"]
-    before = packs(own)
-    child = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    while packs(own) == before and child.poll() is None:
-        time.sleep(0.005)
-    assert child.poll() is None, child.communicate()[0]
-    os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.waitpid(-child.pid, 0)
-    ctypes.CDLL(None).prctl(36, 0)
-    backups = kept.backups(home, own)
-    assert [one.id for one in backups.list()] == kept.ids
-    made = backups.create(QUIET)
-    assert not (home / "backups" / "tree").exists()
-    assert backups.verify(made.id, QUIET).files > 3
 
 
 # --- what is around it ------------------------------------------------------------------------------------------------
