@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import bundled
 import checks
 import machine
 import release
@@ -27,12 +28,13 @@ def main() -> int:
     parser.add_argument("--key", type=Path, help="the maker's public key, where it is not the one this box knows")
     parser.add_argument("--name", default="appliance", help="the box's name on the LAN: NAME.local")
     parser.add_argument("--without-backup", action="store_true", help="upgrade although no backup can be made")
+    parser.add_argument("--old", action="store_true", help="take a bundle although it has expired")
     parser.add_argument("--yes", action="store_true", help="go on where a check only notes something")
     given = parser.parse_args()
     changes = Changes(dry=given.dry_run)
     try:
         agreed, backed_up = given.yes or given.dry_run, not given.without_backup
-        install(given.bundle, given.signed_by, changes, name=given.name, agreed=agreed, backed_up=backed_up)
+        install(given.bundle, given.signed_by, changes, name=given.name, agreed=agreed, backed_up=backed_up, old=given.old)
     except Fault as fault:
         changes.say(f"Error: {fault.message}")
         changes.say(f"Try: {fault.hint}")
@@ -44,11 +46,14 @@ def main() -> int:
     return 0
 
 
-def install(bundle: Path, signed_by: Path, changes: Changes, *, name: str, agreed: bool, backed_up: bool) -> None:
+def install(
+    bundle: Path, signed_by: Path, changes: Changes, *, name: str, agreed: bool, backed_up: bool, old: bool = False
+) -> None:
     facts = json.loads((bundle / "VERSION").read_text("utf-8"))
     version, before = str(facts["version"]), release.current()
     changes.say(f"School appliance {version}" + (f"; {before} is installed." if before else "; a new box."))
     release.refuse_older(version, before)
+    bundled.refuse_unfit(bundle, facts, checks.OS_RELEASE, changes.say, old=old)
     _look(changes, agreed)
     machine.debian_packages(bundle, changes)
     machine.user_and_folders(changes)
