@@ -30,8 +30,11 @@ class Model:
 
 def look(path: Path, licence: str) -> Model:
     """A GGUF file, or a folder in Hugging Face's form. licence: where its files name none. Raises Fault."""
-    from appliance.engine.inspect import check_hf_folder, read_gguf
-    from appliance.errors import ApplianceError
+    try:
+        from appliance.engine.inspect import check_hf_folder, read_gguf
+        from appliance.errors import ApplianceError
+    except ImportError:
+        raise Fault("A model can be looked at only where the program is installed.", "Run ./scripts/install first.") from None
 
     if not path.exists():
         raise Fault(f"There is no model {path}.", "Give a GGUF file, or a folder with config.json and safetensors files.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,7 @@ def make(
             faults.append(fault)
             return None
 
+    tried(_machine)
     tried(_committed, clone)
     tried(_folder, where)
     tried(signing.look_at, key)
@@ -142,6 +144,11 @@ def make(
     if compiled and not plan.converter.is_dir():
         tried(_no_converter, plan.converter)
     return plan
+
+
+def _machine() -> None:
+    if platform.machine() != "x86_64":
+        raise Fault(f"Boxes have x86-64 processors, and this machine has {platform.machine()}.", "Make the bundle on a PC.")
 
 
 def _committed(clone: Path) -> None:

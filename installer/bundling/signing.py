@@ -22,7 +22,7 @@ def look_at(key: Path) -> None:
     if key.is_file() and stat.S_IMODE(key.stat().st_mode) & 0o077:
         raise Fault(
             f"The signing key {key} can be read by others on this machine.",
-            f"chmod 600 {key}; and if somebody may have copied it, make a new one and give the boxes that (README.md).",
+            f"chmod 600 {key}; where somebody may have copied it, use another: a box takes its signing.pub with install --key.",
         )
 
 
