@@ -185,7 +185,11 @@ def test_another_machine_makes_the_same_bytes(school: School, bundle: Path, tmp_
 def test_a_bundle_says_what_it_is_and_names_every_file(bundle: Path) -> None:
     facts = json.loads((bundle / "VERSION").read_text())
     assert (facts["version"], facts["tested"], facts["system"], facts["python"]) == ("9.9.9", True, ["debian", "12"], "3.11")
-    assert re.fullmatch(r"[0-9a-f]{40}", facts["commit"]) and re.fullmatch(r"\d{4}-\d\d-\d\d", facts["made"])
+    assert (
+        facts["needs_mb"] >= 12
+        and re.fullmatch(r"[0-9a-f]{40}", facts["commit"])
+        and re.fullmatch(r"\d{4}-\d\d-\d\d", facts["made"])
+    )
     words = ["sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS"]
     assert subprocess.run(words, cwd=bundle, check=False).returncode == 0
     listed = {line.split("  ", 1)[1] for line in (bundle / "SHA256SUMS").read_text().splitlines()}
@@ -499,7 +503,7 @@ class Box:
         (bundled,) = loaded("target", "bundled")
         said: list[str] = []
         given = json.loads((self.bundle / "VERSION").read_text()) | facts
-        bundled.refuse_unfit(self.bundle, given, self.os_release, said.append, old=old)
+        bundled.refuse_unfit(self.bundle, given, self.os_release, self.bundle / "release", said.append, old=old)
         return " ".join(said)
 
     def refused(self, match: str, **facts: Any) -> None:
@@ -525,6 +529,7 @@ def test_the_box_takes_a_sound_bundle_and_says_what_nobody_tested(box: Box) -> N
 def test_the_box_refuses_another_systems_bundle_and_an_expired_one(box: Box) -> None:
     box.refused("for Ubuntu 24\\.04, and this machine is Debian", system=["ubuntu", "24.04"], system_name="Ubuntu 24.04")
     box.refused("format 2", format=2)
+    box.refused(r"MB are free below .* and this bundle needs 999999999", needs_mb=999_999_999)
     years_ago = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 4 * 365 * 86400))
     box.refused("has expired", made=years_ago)
     assert box.look(old=True, made=years_ago) == ""

@@ -151,7 +151,8 @@ def _assemble(plan: Plan, made: Path) -> None:
     shutil.copytree(plan.converter, made / "converter" / plan.converter.name, ignore=shutil.ignore_patterns("__pycache__"))
     for model in plan.models:
         chosen.put(model, made / "chosen", _link)
-    (made / "VERSION").write_text(json.dumps(facts(plan)) + "\n", "utf-8")
+    unpacked = wheels.unpacked(made / "wheels") + plan.size()
+    (made / "VERSION").write_text(json.dumps(facts(plan) | {"needs_mb": unpacked // 10**6}) + "\n", "utf-8")
     bill.write(made, plan.target, plan.version, plan.when)
 
 

@@ -22,7 +22,7 @@ from locking import Wheel, needed, pip, plain, sha256
 from said import Fault, megabytes, run, say
 from targets import Target
 
-__all__ = ["check", "collect", "compiled", "lock", "missing", "needed", "program"]
+__all__ = ["check", "collect", "compiled", "lock", "missing", "needed", "program", "unpacked"]
 
 PTH = frozenset({"distutils-precedence.pth"})  # setuptools' own, which only redirects distutils
 STARTS = re.compile(r"\.pth$|^([^/]+\.data/(pure|plat)lib/)?(site|user)customize(\.|/)")  # what Python runs at every start
@@ -186,6 +186,11 @@ def check(folder: Path) -> None:
         bad = [name for name in zipfile.ZipFile(path).namelist() if STARTS.search(name) and Path(name).name not in PTH]
         if bad:
             raise Fault(f"{path.name} carries {bad[0]}, which would run at every start of Python.", "Do not use that package.")
+
+
+def unpacked(folder: Path) -> int:
+    """Bytes that they take on a box's disk."""
+    return sum(one.file_size for path in folder.glob("*.whl") for one in zipfile.ZipFile(path).infolist())
 
 
 def lock(folder: Path, out: Path) -> None:

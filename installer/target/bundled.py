@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import time
 import zipfile
 from collections.abc import Callable
@@ -26,13 +27,14 @@ YEARS = 3  # after which a bundle's packages have holes that everybody knows
 
 
 def refuse_unfit(
-    bundle: Path, facts: dict[str, Any], os_release: Path, say: Callable[[str], None], *, old: bool = False
+    bundle: Path, facts: dict[str, Any], os_release: Path, place: Path, say: Callable[[str], None], *, old: bool = False
 ) -> None:
     """Raise Fault for a bundle that is no good here; say in one sentence what nobody has tested. old: take an expired one."""
     if facts.get("format") != FORMAT:
         raise Fault(f"This bundle is of format {facts.get('format')}, which this installer does not know.", AGAIN, 3)
     _system(facts, os_release)
     _age(facts, old)
+    _room(facts, place)
     _wheelhouse(bundle)
     if not facts.get("tested", True):
         say(f"  note Bundle: made for {facts['system_name']}, which nobody has tested: try it on a machine that may fail.")
@@ -63,6 +65,18 @@ def _age(facts: dict[str, Any], old: bool) -> None:
     if time.time() > made + YEARS * 365 * 86400 and not old:
         hint = "Get a newer one; or, where there is none, give --old."
         raise Fault(f"This bundle is of {facts['made']}: after {YEARS} years it has expired.", hint, 3)
+
+
+def _room(facts: dict[str, Any], place: Path) -> None:
+    """`place`: the folder of the release, which is there where an earlier run has got that far."""
+    if place.is_dir():
+        return
+    where = next(folder for folder in place.parents if folder.is_dir())
+    free, needed = shutil.disk_usage(where).free // 10**6, int(facts.get("needs_mb", 0))
+    if free < needed:
+        raise Fault(
+            f"{free} MB are free below {where}, and this bundle needs {needed}.", "Free some space, or use a larger disk."
+        )
 
 
 def _wheelhouse(bundle: Path) -> None:

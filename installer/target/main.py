@@ -53,7 +53,7 @@ def install(
     version, before = str(facts["version"]), release.current()
     changes.say(f"School appliance {version}" + (f"; {before} is installed." if before else "; a new box."))
     release.refuse_older(version, before)
-    bundled.refuse_unfit(bundle, facts, checks.OS_RELEASE, changes.say, old=old)
+    bundled.refuse_unfit(bundle, facts, checks.OS_RELEASE, release.RELEASES / version, changes.say, old=old)
     _look(changes, agreed)
     machine.debian_packages(bundle, changes)
     machine.user_and_folders(changes)
