@@ -274,6 +274,11 @@ def test_debian_packages_are_listed_for_apt_and_bring_their_licences(tmp_path: P
     assert (tmp_path / "licences" / "debian" / "one-doc.txt").read_text().startswith("Format:")
 
 
+def test_what_the_box_installs_is_what_the_bundle_brings() -> None:
+    (debs,), (machine,) = loaded("bundling", "debs"), loaded("target", "machine")
+    assert debs.PACKAGES == machine.PACKAGES
+
+
 # --- the lock, and what the index gives --------------------------------------------------------------------------------------
 def test_each_lock_names_what_the_program_needs_at_the_pinned_versions() -> None:
     """After a pin has changed: installer/bundle --relock, and look at the change."""

@@ -16,8 +16,8 @@ from said import Fault, megabytes, run, say
 from targets import Target, here
 
 # python3 with venv: runs the program. caddy: the encrypted door to the LAN. avahi-daemon: the name appliance.local. openssl and
-# ca-certificates: check a bundle's signature. restic: backups.
-PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates", "restic")
+# ca-certificates: check a bundle's signature. restic: backups. libgomp1: llama.cpp, where torch has not brought its own before.
+PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates", "restic", "libgomp1")
 LINE = re.compile(r"'[^']*' (?P<file>\S+\.deb) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})")
 FIELDS = (
     "Package", "Version", "Architecture", "Multi-Arch", "Essential", "Priority", "Section", "Maintainer", "Installed-Size",
