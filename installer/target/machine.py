@@ -24,7 +24,7 @@ UNITS = Path("/etc/systemd/system")
 CADDYFILE = Path("/etc/caddy/Caddyfile")
 MARK = "# Written by the school appliance's installer."
 STARTED = ("appliance-web.socket", "appliance-engine.service", "appliance-web.service", "appliance-worker.service")
-PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates", "restic")
+PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates", "restic", "libgomp1")
 COMMAND = """#!/bin/sh
 # The appliance's command, as its own user. {mark}
 if [ "$(id -u)" != 0 ]; then

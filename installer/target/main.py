@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import bundled
 import checks
 import machine
 import release
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--key", type=Path, help="the maker's public key, where it is not the one this box knows")
     parser.add_argument("--name", default="", help="the box's name on the LAN: NAME.local; appliance where none is given")
     parser.add_argument("--without-backup", action="store_true", help="upgrade although no backup can be made")
+    parser.add_argument("--old", action="store_true", help="take a bundle although it has expired")
     parser.add_argument("--yes", action="store_true", help="go on where a check only notes something")
     parser.add_argument("--certificate", nargs=2, type=Path, metavar=("CERT", "KEY"), help="the school's own, both as PEM")
     parser.add_argument("--selftest", type=float, default=60.0, metavar="SECONDS", help="measure a new box so long; 0: not")
@@ -61,6 +63,7 @@ def install(given: argparse.Namespace, changes: Changes) -> None:
     version, before = str(facts["version"]), release.current()
     changes.say(f"School appliance {version}" + (f"; {before} is installed." if before else "; a new box."))
     release.refuse_older(version, before)
+    bundled.refuse_unfit(bundle, facts, checks.OS_RELEASE, release.RELEASES / version, changes.say, old=given.old)
     _look(changes, given.yes or given.dry_run)
     if given.certificate:
         machine.own_certificate(*given.certificate, name, changes, only_look=True)
