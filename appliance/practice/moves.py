@@ -119,7 +119,7 @@ def _first(phrases: Sequence[Phrase], clause: Clause, present: set[str], place: 
 
 def _negated(clause: Clause, at: int, negations: frozenset[str]) -> bool:
     """Whether one of the three words before is a negation, in the same part: "Don't rush, how many are there?" asks."""
-    part = max((start for start in clause.opens if start <= at), default=0)
+    part = max((start for start in clause.ends if start <= at), default=0)
     return not negations.isdisjoint(clause.plain[part:at].split()[-3:])
 
 
@@ -136,8 +136,10 @@ def _spoken(language: str) -> str:
 @functools.cache
 def _rules(language: str = ENGLISH) -> Mapping[str, Rule]:
     """Read and compiled once; of a language without phrases none. Raises BadInput."""
+    if not language.isalpha():
+        return {}
     path = CONTENT if language == ENGLISH else CONTENT.with_name(f"moves-{language}.toml")
-    if language != ENGLISH and not (language.isalpha() and path.is_file()):
+    if not path.is_file() and language != ENGLISH:
         return {}
     try:
         return read(tomllib.loads(path.read_text("utf-8")), every=language == ENGLISH)
