@@ -48,7 +48,11 @@ DESIGNS: dict[str, list[dict[str, float]]] = {
     "uptake": [{"t": 2, "p": 1, "s": 1, "o": 1}, {"s": 1, "o": 1}, {"s": 1, "o": 1, "u": 2, "v": 2}],
     "pupil on task": [{"u": 1, "v": 1}, {"u": 1, "v": 1, "o": 0.3}],
     "teacher on task": [{"u": 1, "v": 1}, {"u": 1, "v": 1, "o": 0.3}],
-    "tutor actions": [{"t": 2, "p": 1, "s": 1, "o": 1, "q": 2}, {"t": 1, "p": 0.5, "s": 1, "o": 1, "q": 3}],
+    "tutor actions": [
+        {"t": 2, "p": 1, "s": 1, "o": 1, "q": 2, "m": 2},
+        {"t": 2, "p": 1, "s": 1, "o": 1, "q": 2},
+        {"t": 1, "p": 0.5, "s": 1, "o": 1, "q": 3},
+    ],
 }
 STRENGTHS = {
     "uptake": (0.05, 0.1, 0.3),
@@ -56,7 +60,7 @@ STRENGTHS = {
     "teacher on task": (0.3, 1, 3),
     "tutor actions": (0.3, 1),
 }
-ENOUGH = {"t": 3, "p": 3, "s": 2, "o": 1, "q": 4, "u": 1, "v": 1}  # rows in which a feature must stand
+ENOUGH = {"t": 3, "p": 3, "s": 2, "o": 1, "q": 4, "m": 4, "u": 1, "v": 1}  # rows in which a feature must stand
 
 
 # --- what words say and mean -----------------------------------------------------------------------------------------------

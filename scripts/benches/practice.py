@@ -42,9 +42,9 @@ from appliance.tuning.examples import read_examples
 
 DRAWS = 2_000
 CROSSED = """
-Each part was judged by weights that were learned from the other four, as those of the box are from parts 1 to 4, with settings
-chosen within these four; the weights of the box themselves were judged on part 0 alone. The bag of words keeps the setting
-that is named above, which was chosen on parts 1 to 4, and so has seen most of these rows when it was chosen: to its advantage.
+Each part was judged by weights that were learned from the other four as those of the box are from parts 1 to 4, with settings
+chosen within these four; the weights of the box themselves are judged on part 0 alone, above. What the features are was thought
+out on parts 1 to 4. The bag of words keeps the setting that is named above, chosen on parts 1 to 4 as well: to its advantage.
 """
 MANY = "the phrases worked out on them"
 NEW = "written afterwards, tried once"
