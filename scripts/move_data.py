@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,14 @@ class Rows:
     shares: np.ndarray[Any, Any] | None = None
 
 
-def held_out(pupil: str) -> bool:
-    return int(hashlib.sha256(pupil.encode()).hexdigest(), 16) % 5 == 0
+PARTS = (0, 1, 2, 3, 4)  # of the rows, by the pupil's line; the first is held out from the weights that come with the box
 
 
-def rows(data: Path, task: str, *, held: bool) -> Rows:
+def part_of(pupil: str) -> int:
+    return int(hashlib.sha256(pupil.encode()).hexdigest(), 16) % len(PARTS)
+
+
+def rows(data: Path, task: str, parts: Sequence[int]) -> Rows:
     folder = data / "teaching-moves"
     if task == "tutor actions":
         talks = json.loads((folder / "cima.json").read_text("utf-8"))["prepDataset"].values()
@@ -45,11 +49,11 @@ def rows(data: Path, task: str, *, held: bool) -> Rows:
             (talk["past_convo"][-1], reply, [int(one) for one in actions])
             for talk in talks
             for reply, actions in zip(talk["tutorResponses"], talk["tutorActions"], strict=True)
-            if held_out(talk["past_convo"][-1]) is held
+            if part_of(talk["past_convo"][-1]) in parts
         ]
         return Rows([one[0] for one in kept], [one[1] for one in kept], np.array([one[2] for one in kept]))
     with (folder / "uptake.csv").open(newline="", encoding="utf-8") as file:
-        found = [row for row in csv.DictReader(file) if row[TASKS[task]] and held_out(row["student_text"]) is held]
+        found = [row for row in csv.DictReader(file) if row[TASKS[task]] and part_of(row["student_text"]) in parts]
     return Rows(
         [row["student_text"] for row in found],
         [row["teacher_text"] for row in found],
@@ -57,10 +61,10 @@ def rows(data: Path, task: str, *, held: bool) -> Rows:
     )
 
 
-def uptake_shares(data: Path) -> Rows:
-    """Every row for learning that a rater judged for uptake; where they did not agree its label is -1."""
+def uptake_shares(data: Path, parts: Sequence[int]) -> Rows:
+    """Every row of these parts that a rater judged for uptake; where they did not agree its label is -1."""
     with (data / "teaching-moves" / "uptake.csv").open(newline="", encoding="utf-8") as file:
-        found = [row for row in csv.DictReader(file) if row["uptake"] and not held_out(row["student_text"])]
+        found = [row for row in csv.DictReader(file) if row["uptake"] and part_of(row["student_text"]) in parts]
     means = np.array([float(row["uptake"]) for row in found])
     low = np.floor(means).astype(int)
     shares = np.zeros((len(found), 3))

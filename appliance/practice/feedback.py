@@ -12,6 +12,7 @@ from typing import Any
 
 from appliance.practice.clauses import words
 from appliance.practice.exchange import MOVES, Exchange
+from appliance.practice.moves import heard_in
 from appliance.practice.scenario import Criterion, Scenario
 
 QUOTES = 6  # for and against each line: more is not read
@@ -60,6 +61,7 @@ class Feedback:
     """moves: turns in which each was made. talk: the teacher's share of all words, 0 to 1, None where nobody spoke.
 
     longest_turn: words of the longest turn. pauses: seconds of each pause that is known. turns: how often the teacher spoke.
+    unheard: names of the rubric's lines that need moves which nobody can find in the scene's language. They have no score.
     """
 
     scores: tuple[Score, ...]
@@ -69,6 +71,7 @@ class Feedback:
     next_step: str
     pauses: tuple[float, ...] = ()
     turns: int = 0
+    unheard: tuple[str, ...] = ()
 
     def as_facts(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,7 +80,7 @@ class Feedback:
     def from_facts(cls, facts: Mapping[str, Any]) -> Feedback:
         return cls(
             tuple(_score(one) for one in facts["scores"]), dict(facts["moves"]), facts["talk"], facts["longest_turn"],
-            facts["next_step"], tuple(facts["pauses"]), facts["turns"],
+            facts["next_step"], tuple(facts["pauses"]), facts["turns"], tuple(facts.get("unheard", ())),
         )  # fmt: skip
 
 
@@ -96,7 +99,9 @@ class Change:
 def assess(scenario: Scenario, exchanges: Sequence[Exchange]) -> Feedback:
     """What the teacher's turns show. The turns are taken in their order; those without words count for nothing but a pause."""
     spoken = [one for one in exchanges if one.said.strip()]
-    scores = tuple(_judge(criterion, exchanges) for criterion in scenario.rubric)
+    heard = heard_in(scenario.language)
+    scores = tuple(_judge(one, exchanges) for one in scenario.rubric if not heard.isdisjoint(one.moves))
+    unheard = tuple(one.name for one in scenario.rubric if heard.isdisjoint(one.moves))
     moves = {move: sum(any(one.id == move for one in exchange.moves) for exchange in exchanges) for move in MOVES}
     own = [len(words(one.said)) for one in spoken]
     theirs = sum(len(words(beat.said or beat.line)) for exchange in exchanges for beat in exchange.beats)
@@ -105,7 +110,8 @@ def assess(scenario: Scenario, exchanges: Sequence[Exchange]) -> Feedback:
     longest = max(own, default=0)
     pauses = tuple(one.waited for one in exchanges if one.waited is not None)
     step = _next_step(scores, longest, talk) if spoken else NOTHING_SAID
-    return Feedback(scores, {move: count for move, count in moves.items() if count}, talk, longest, step, pauses, len(spoken))
+    made = {move: count for move, count in moves.items() if count}
+    return Feedback(scores, made, talk, longest, step, pauses, len(spoken), unheard)
 
 
 def compare(first: Feedback, second: Feedback) -> list[Change]:
@@ -156,14 +162,14 @@ def _shown(quotes: Sequence[Quote]) -> tuple[Quote, ...]:
 
 def _next_step(scores: Sequence[Score], longest: int, talk: float | None) -> str:
     """One thing: the weakest line of the rubric, the first of equals; then how much was said; then going on."""
-    weakest = min(scores, key=lambda score: (score.level, score.turns))
-    if weakest.level < 2:
+    weakest = min(scores, key=lambda score: (score.level, score.turns), default=None)
+    if weakest is not None and weakest.level < 2:
         return weakest.try_this
     if longest > LONG_TURN:
         return LESS_AT_ONCE
     if talk is not None and talk > MOST_TALK:
         return LEAVE_ROOM
-    return GO_ON
+    return GO_ON if scores else ""
 
 
 def _score(facts: Mapping[str, Any]) -> Score:

@@ -1,8 +1,8 @@
 """What a room hears in a teacher's words: who is meant, whether anything is said, and whether it can change a mind.
 
 Names and words are found without regard to case, accents and kinds of apostrophe, in any script. The fixed phrases (for the
-whole class, insults, calls to leave the play, insistence) are English; in other languages less is found, and nothing fails.
-Which moves a turn makes is not decided here: they are handed in.
+whole class, insults, calls to leave the play) are English; in other languages less is found, and nothing fails. Which moves a
+turn makes is not decided here: they are handed in. Which questions only sound as if they asked for a reason, `reasons` knows.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from appliance.practice import reasons
 from appliance.practice.exchange import Move
 from appliance.practice.scenario import NEVER_CONVINCE, Misconception
 
 ENOUGH = 8_000  # characters that are looked at: nobody says more in one turn
 PAUSE = 3.0  # seconds of silence that count as time to think
 HARSH = "put_down"
+ASKS = frozenset(("elicit", "press", "hint", "check"))  # moves that ask something of somebody
 ABOUT_THEM = frozenset(("uptake", "revoice", "press"))  # moves that answer what somebody has just said
 
 
@@ -95,26 +97,6 @@ _INSULTS = _phrases(
     r"i('ll| will) (hit|beat|slap|hurt|kill) you\b",
     r"no(body| one) (likes|wants) you\b",
 )
-# Insisting is no reason: such a question counts only where it asks for thinking as well ("because" in it does not, if it
-# only asks whether somebody is sure).
-_SURE = r"are you( \w+){0,2} (sure|certain|serious|positive)\b"
-_ONLY_SURE = re.compile(rf"(\w+,? )?{_SURE}(?!.*[,;-] ?(and |but )?(why|how|what|which|where)\b)")
-_INSISTS = _phrases(
-    _SURE,
-    r"(really|truly|honestly)\b",
-    r"(think|try|look) again\b",
-    r"is (that|it|this) (really )?(right|true|correct|clear)\b",
-    r"(don't|can't|won't) you( \w+){0,2} (see|get)\b",
-    r"(don't|do|can't|can|won't|will|would|could) you( \w+){0,2} (agree(?! with (?!me\b))|understand|accept|admit|believe)\b",
-    r"(got it|come on|(believe|trust|listen to) me|just (say|accept)|say that)\b",
-    r"we( can| all| must| do)* agree\b",
-    r"(right|okay|ok|yes|alright|clear|yeah|no) ?\?\W*$",
-    r"(is|are|does|do|was|has|have)n't (it|they|we|you|she|he|that)\b",
-)
-_THINKS = _phrases(
-    r"(why|how|what|which|where|when|who|whose|if|because|show|explain|compare|draw|reasons?|imagine|suppose|count|find)\b",
-    r"(example|difference|own words)\b",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +116,7 @@ class Heard:
     waits: bool
     breaks_role: bool
     harsh: bool
+    english: bool = True
 
     @property
     def silent(self) -> bool:
@@ -148,9 +131,10 @@ class Heard:
     def convinces(self, believed: Misconception) -> bool:
         """Whether this turn gives a reason to doubt that belief: a move that it yields to, with words about it.
 
-        What is only told, insisted on, praised or shamed gives none; nor does a question that the teacher then answers.
+        What is only told, insisted on, pleaded, praised or shamed gives none, nor does a question that the teacher then
+        answers, takes back, or asks for a yes alone.
         """
-        if self.harsh or self.breaks_role or self.silent:
+        if self.harsh or self.breaks_role or self.silent or reasons.mocks(plain(self.said)):
             return False
         told = [(move.start, move.end) for move in self.moves if move.id == "tell"]
         if any(end <= start for start, end in told):
@@ -162,13 +146,13 @@ class Heard:
             if move.id in believed.yields_to
             and move.id not in NEVER_CONVINCE
             and (not told or (move.id != "wait" and move.start >= last))
-            and not _only_insists(move, self.said)
+            and not (self.english and move.id != "wait" and reasons.empty(move.quote or self.said, plain, asks=move.id in ASKS))
         ]
         return bool(found) and touches(_without(self.said, told), believed.about)
 
 
-def hear(said: str, moves: Sequence[Move], names: Sequence[str], waited: float | None) -> Heard:
-    """What people of these names hear. waited: seconds of silence before the words."""
+def hear(said: str, moves: Sequence[Move], names: Sequence[str], waited: float | None, language: str = "en") -> Heard:
+    """What people of these names hear. waited: seconds of silence before the words. language: of the scene, see `Scenario`."""
     said = said[:ENOUGH]
     moves = tuple(moves)
     kinds = frozenset(move.id for move in moves)
@@ -181,6 +165,7 @@ def hear(said: str, moves: Sequence[Move], names: Sequence[str], waited: float |
         named=named, called=_called(mentions), whole=not named or bool(_CLASS.search(text)) or len(names) == 1,
         waits="wait" in kinds or (waited is not None and waited >= PAUSE),
         breaks_role=bool(_BREAKS.search(text)), harsh=HARSH in kinds or bool(_INSULTS.search(text)),
+        english=language.partition("-")[0] == "en",
     )  # fmt: skip
 
 
@@ -207,14 +192,6 @@ def whole_word(word: str) -> str:
 
 
 # --- minds -------------------------------------------------------------------------------------------------------------------
-def _only_insists(move: Move, said: str) -> bool:
-    """ "Are you sure?", "Don't you agree?": a question in form that asks for a yes."""
-    if move.id == "wait":
-        return False
-    words = plain(move.quote or said)
-    return bool(_ONLY_SURE.match(words) or (_INSISTS.search(words) and not _THINKS.search(words)))
-
-
 def _without(said: str, spans: Sequence[tuple[int, int]]) -> str:
     for start, end in spans:
         said = said[:start] + " " * (min(end, len(said)) - start) + said[end:]

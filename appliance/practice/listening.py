@@ -158,7 +158,7 @@ def _model() -> _Model:
 # --- what the classifier looks at ------------------------------------------------------------------------------------------
 def features(said: str, heard: str, tables: Tables) -> dict[str, float]:
     """Name -> value. "t:" words of the teacher, "p:" of the pupil, "u:" and "v:" the same by how much they say, "q:" short runs
-    with what is quoted left out, "s:" form and length, "o:" what the two share."""
+    without what is quoted, "m:" the same without what the pupil said, "s:" form and length, "o:" what the two share."""
     said, heard = said[:LONGEST], heard[:LONGEST]
     own, theirs = words(said), words(heard)
     sentences = clauses(said)
@@ -167,7 +167,8 @@ def features(said: str, heard: str, tables: Tables) -> dict[str, float]:
     _bag(found, "p", theirs)
     _meaning(found, "u", own, tables.common)
     _meaning(found, "v", theirs, tables.common)
-    _runs(found, said)
+    _runs(found, "q", said)
+    _runs(found, "m", said, frozenset(theirs))
     _form(found, said, own, sentences)
     _pupil(found, heard, theirs)
     _overlap(found, own, theirs, sentences, tables)
@@ -196,12 +197,14 @@ def _meaning(found: dict[str, float], name: str, text: Sequence[str], common: Ma
             found[f"{name}:{gram}"] = value / size
 
 
-def _runs(found: dict[str, float], said: str) -> None:
-    marks = ["^", *_MARKS.findall(_QUOTED.sub(" qq ", said.lower())), "$"]
+def _runs(found: dict[str, float], name: str, said: str, theirs: frozenset[str] = frozenset()) -> None:
+    """theirs: words of the pupil, which all count as one, so that the form of "No, X is Y" is seen whatever is talked of."""
+    every = _MARKS.findall(_QUOTED.sub(" qq ", said.lower()))
+    marks = ["^", *("pp" if len(one) > 3 and one in theirs else one for one in every), "$"]
     size = math.sqrt(len(marks))
     for length in (1, 2, 3):
         for at in range(len(marks) - length + 1):
-            found[f"q:{' '.join(marks[at : at + length])}"] = 1 / size
+            found[f"{name}:{' '.join(marks[at : at + length])}"] = 1 / size
 
 
 def _form(found: dict[str, float], said: str, own: Sequence[str], sentences: Sequence[Clause]) -> None:

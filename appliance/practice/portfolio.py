@@ -22,7 +22,8 @@ REHEARSED = "Rehearsals with simulated pupils, kept by who rehearsed them."
 ABOUT = f"{REHEARSED} {NO_RATING}"
 TITLE, LESSON, SAID, AGAINST = "Teaching practice", "The lesson", "I said:", "Read against the rubric"
 TO_TRY = "One thing to try"
-SENTENCES = (NO_RATING, REHEARSED, TITLE, LESSON, SAID, AGAINST, TO_TRY)  # in the language of who keeps it
+NOT_HEARD = "Not counted, since it cannot be heard in this language:"
+SENTENCES = (NOT_HEARD, NO_RATING, REHEARSED, TITLE, LESSON, SAID, AGAINST, TO_TRY)  # in the language of who keeps it
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~=$@&])")
 
 Assessed = tuple["Rehearsal", "Feedback"]
@@ -45,6 +46,7 @@ def markdown(assessed: Sequence[Assessed], say: Callable[[str], str] = str) -> s
         for score in told.scores:
             parts.append(f"**{_plain(say(score.criterion.name))}:** {_plain(say(score.criterion.levels[score.level]))}")
             parts += [_quoted(quote.text) for quote in score.evidence]
+        parts += [f"{_plain(say(NOT_HEARD))} {_plain('; '.join(map(say, told.unheard)))}"] if told.unheard else []
         parts.append(f"{_plain(say(TO_TRY))}: {_plain(say(told.next_step))}" if told.next_step else "")
     return "\n\n".join(part for part in parts if part) + "\n"
 

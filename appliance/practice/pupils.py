@@ -10,13 +10,12 @@ like any.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from appliance.practice import in_role
 from appliance.practice.exchange import Beat, Move, PupilState, Room
-from appliance.practice.hearing import Heard, hear, plain, touches
+from appliance.practice.hearing import ASKS, Heard, hear, touches
 from appliance.practice.scenario import SCALES, Happening, PupilSpec, Scenario
 
 # What somebody does, in plain words for a model and for pages. All but the last four are situations with written lines.
@@ -42,16 +41,7 @@ MOST_EVENTS = 2  # in one turn; others follow in the next
 LONG, LECTURE = 80, 160  # words of one turn that cost attention, one point each
 ALONE_AFTER = 5  # turns without a word, after which somebody who is not asked drifts off a little
 LONGEST_SCENE = 400  # characters of the setting that a model is told
-ASKS = frozenset(("elicit", "press", "hint", "check"))
 THINKS = ASKS | {"uptake", "revoice"}
-
-# Kindness is no reason, nor is a question that asks only for a yes: "Do you understand now how it is?"
-_PLEADS = re.compile(
-    r"^(\w+,? )?(do|does|did|can|could|will|would|don't|can't|won't) (you|we|everyone)( \w+){0,2} "
-    r"(understand|accept|agree|admit)\b"
-    r"(?!.*\b(and|but|or) (why|how|what|which|where)\b)"
-    r"|\b(would|should|will) be( \w+){0,2} (glad|happy|pleased|proud|grateful) if you\b|\bfor my sake\b|\bi (promise|beg) you\b"
-)
 
 _KNOWS = ("knows nothing about the topic", "knows little", "knows some of it", "knows it well", "knows it very well")
 _MOODS = ("is hurt or angry", "is in low spirits", "is in an even mood", "is in good mood", "is glad")
@@ -73,7 +63,7 @@ def respond(
     """
     specs = {one.name: one for one in scenario.pupils}
     chance = random.Random(f"{room.seed}/{room.turn + 1}/{said}".encode("utf-8", "surrogatepass"))
-    heard = hear(said, moves, [*specs], waited)
+    heard = hear(said, moves, [*specs], waited, scenario.language)
     turn = room.turn + 1
     now = {one.name: _changed(specs[one.name], one, heard, room.turn) for one in room.pupils}
     events = _due(scenario, room.happened, now, turn)
@@ -123,7 +113,7 @@ def _changed(spec: PupilSpec, state: PupilState, heard: Heard, last: int) -> Pup
         return state
     meant = heard.means(state.name, _just(state, last))
     close = state.name in heard.named or (meant and _just(state, last))
-    helped = bool(state.hold and spec.misconception and meant and _without_pleas(heard).convinces(spec.misconception))
+    helped = bool(state.hold and spec.misconception and meant and heard.convinces(spec.misconception))
     after = _shifted(
         replace(state, hold=state.hold - helped),
         {
@@ -133,11 +123,6 @@ def _changed(spec: PupilSpec, state: PupilState, heard: Heard, last: int) -> Pup
         },
     )
     return _shifted(after, {"knowledge": _learned(after, heard, meant, helped)})
-
-
-def _without_pleas(heard: Heard) -> Heard:
-    kept = tuple(move for move in heard.moves if move.id == "wait" or not _PLEADS.search(plain(move.quote or heard.said)))
-    return replace(heard, moves=kept)
 
 
 def _mood(state: PupilState, heard: Heard, meant: bool, close: bool) -> int:

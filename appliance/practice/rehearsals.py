@@ -263,7 +263,7 @@ class Rehearsals:
         said = lesson.as_turn(row).exchange
         # The opening tells of the class, in nobody's words: there is nothing yet to build on.
         heard = [beat.said or beat.line for beat in before.exchanges[-1].beats] if before.turns else []
-        found = tuple(moves.detect(said.said, heard, said.waited))
+        found = tuple(moves.detect(said.said, heard, said.waited, before.scenario.language))
         room, beats = pupils.respond(before.scenario, before.room, said.said, found, said.waited)
         beats = tuple(replace(beat, said=beat.said or beat.line) for beat in beats)
         turn = Turn(row.id, row.parent, replace(said, moves=found, beats=beats), room)

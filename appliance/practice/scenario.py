@@ -7,6 +7,7 @@ one and tells all its faults at once. Hides the format; it knows nothing of how 
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ SITUATIONS = ("holds", "wavers", "understands", "answers", "unsure", "off_task",
 NEVER_CONVINCE = ("tell", "confirm", "praise_person", "put_down")
 MOST = 40  # of anything in a list
 MOST_FAULTS = 30  # told at once
+_FROM_THE_RIGHT = ("ar", "dv", "fa", "he", "ps", "sd", "ug", "ur", "yi")
+_TAG = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")  # of a language
 SCALES = {"knowledge": (0, 4), "energy": (0, 4), "attention": (0, 4), "mood": (-2, 2)}
 
 
@@ -89,7 +92,10 @@ class Criterion:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`id` is the file's name. `approved_by` "" is a draft: it is shown as one, and only its maker rehearses it."""
+    """`id` is the file's name. `approved_by` "" is a draft: it is shown as one, and only its maker rehearses it.
+
+    language: the one its words are in and the teacher speaks, as a tag of BCP 47: "en", "es", "pt-BR".
+    """
 
     id: str
     version: int
@@ -107,6 +113,12 @@ class Scenario:
     events: tuple[Happening, ...] = ()
     standards: tuple[str, ...] = ()
     approved_by: str = ""
+    language: str = "en"
+
+    @property
+    def direction(self) -> str:
+        """How its words are written: "rtl" or "ltr"."""
+        return "rtl" if self.language.partition("-")[0] in _FROM_THE_RIGHT else "ltr"
 
     def as_facts(self) -> dict[str, Any]:
         """The same facts that `read` takes."""
@@ -163,7 +175,7 @@ class _Reading:
             self._text(facts, "subject", 60, empty=True), self._text(facts, "grade", 20, empty=True),
             self._number(facts, "minutes", 3, 45), self._text(facts, "setting", 1500), self._text(facts, "opening", 1500),
             self._texts(facts, "objectives", least=1), pupils, rubric, events, self._texts(facts, "standards"),
-            self._text(facts, "approved_by", 120, empty=True),
+            self._text(facts, "approved_by", 120, empty=True), self._language(facts),
         )  # fmt: skip
 
     def _pupil(self, facts: Mapping[str, Any], place: int) -> PupilSpec:
@@ -241,6 +253,13 @@ class _Reading:
             self._number(facts, "enough", 1, 20, of=of), (levels[0], levels[1], levels[2]),
             self._text(facts, "try_this", 400, of=of),
         )  # fmt: skip
+
+    def _language(self, facts: Mapping[str, Any]) -> str:
+        tag = facts.get("language", "en")
+        if not isinstance(tag, str) or not _TAG.fullmatch(tag):
+            self.faults.append('language has to be a tag such as "en", "es" or "pt-BR"')
+            return "en"
+        return tag
 
     # --- one value -------------------------------------------------------------------------------------------------------
     def _rows(self, facts: Mapping[str, Any], name: str, least: int = 0) -> list[Mapping[str, Any]]:

@@ -19,6 +19,7 @@ from appliance.accounts import User
 from appliance.errors import ApplianceError, NotFound
 from appliance.practice import portfolio, progress
 from appliance.practice.exchange import MOVES
+from appliance.practice.moves import heard_in
 from appliance.web import auth, export, show, words
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ async def lesson(request: Request, id: str) -> Response:
 async def _room(request: Request, found: Rehearsal, error: ApplianceError | None = None, typed: str = "") -> Response:
     return await show.page(
         request, "practice_room.html", error.status if error else 200, lesson=found, scenario=found.scenario, error=error,
-        typed=typed, minutes=max(0, round((found.until - time.time()) / 60)),
+        typed=typed, heard=heard_in(found.scenario.language), names=MOVES,
+        minutes=max(0, round((found.until - time.time()) / 60)),
         written=bool(found.turns) and not found.turns[-1].asked,
     )  # fmt: skip
 
@@ -138,6 +140,7 @@ async def feedback_page(
         request, "practice_feedback.html", error.status if error else 200, lesson=found, scenario=found.scenario, told=told,
         attempts=[one for one in attempts if one.id != id], mine=mine, owner=owner.get(found.user, ""), error=error,
         typed=typed, notes=await asyncio.to_thread(kept.notes, user, found), names=MOVES,
+        heard=heard_in(found.scenario.language),
         counted=[(move, told.moves[move]) for move in MOVES if told.moves.get(move)], standards=about, **more,
     )  # fmt: skip
 

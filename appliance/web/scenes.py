@@ -15,7 +15,9 @@ from starlette.responses import RedirectResponse, Response
 from appliance.asking import ask_text
 from appliance.errors import ApplianceError, BadInput, NotFound
 from appliance.practice import scene_file
+from appliance.practice.exchange import MOVES
 from appliance.practice.generating import Wish, generate
+from appliance.practice.moves import heard_in
 from appliance.practice.scenario import CATEGORIES, PHASES
 from appliance.web import auth, export, show
 from appliance.web.practice import staff
@@ -74,7 +76,7 @@ async def _scene(request: Request, user: User, id: str, error: ApplianceError | 
         request, "practice_scene.html", error.status if error else 200, found=found, scenario=found.scenario, error=error,
         lessons=[one for one in own if one.scenario.id == id], may_change=bool(found.author) and mine,
         may_approve=found.draft and box.accounts.can(user, "approve", "scenario"),
-        saved=request.query_params.get("saved", ""),
+        saved=request.query_params.get("saved", ""), heard=heard_in(found.scenario.language), names=MOVES,
         standards=await asyncio.to_thread(box.standards.known, user, found.scenario.standards),
         **await tagged(request, user, "scenario", id, found.scenario.subject, found.scenario.grade),
     )  # fmt: skip
