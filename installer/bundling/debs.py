@@ -11,8 +11,8 @@ from pathlib import Path
 from said import Fault, run, say
 
 # python3 with venv: runs the program. caddy: the encrypted door to the LAN. avahi-daemon: the name appliance.local. openssl and
-# ca-certificates: check a bundle's signature. restic: backups.
-PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates", "restic")
+# ca-certificates: check a bundle's signature. restic: backups. libgomp1: llama.cpp computes with it.
+PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates", "restic", "libgomp1")
 RELEASE = "12"
 
 

@@ -21,7 +21,7 @@ CADDYFILE = Path("/etc/caddy/Caddyfile")
 MARK = "# Written by the school appliance's installer."
 CERTIFICATE = Path("/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt")
 STARTED = ("appliance-web.socket", "appliance-engine.service", "appliance-web.service", "appliance-worker.service")
-PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates", "restic")
+PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates", "restic", "libgomp1")
 COMMAND = """#!/bin/sh
 # The appliance's command, as its own user. {mark}
 if [ "$(id -u)" != 0 ]; then

@@ -46,6 +46,7 @@ def main() -> int:
 
 def install(bundle: Path, signed_by: Path, changes: Changes, *, name: str, agreed: bool, backed_up: bool) -> None:
     facts = json.loads((bundle / "VERSION").read_text("utf-8"))
+    release.settle(changes)
     version, before = str(facts["version"]), release.current()
     changes.say(f"School appliance {version}" + (f"; {before} is installed." if before else "; a new box."))
     release.refuse_older(version, before)
@@ -55,11 +56,13 @@ def install(bundle: Path, signed_by: Path, changes: Changes, *, name: str, agree
     release.put(bundle, version, changes)
     machine.settings(name, changes)
     machine.keep_key(signed_by, changes)
-    machine.units(bundle, changes)
+    if not before or before == version:
+        machine.units(bundle, changes)  # in an upgrade they change with the release, and back with it
     machine.proxy(name, changes)
     machine.trust_page(changes)
     if before and before != version:
         release.upgrade(before, version, changes, backed_up=backed_up)
+        machine.start(changes)  # timers that the old release did not have
     else:
         release.switch(version, changes)
         machine.start(changes)
