@@ -15,6 +15,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from appliance.accounts import People
+from appliance.backup import Backups
 from appliance.checkup.kept import migrations
 from appliance.db import MIGRATIONS, Database
 from appliance.errors import Conflict
@@ -153,6 +154,9 @@ def test_after_an_upgrade_that_was_undone_nothing_that_came_meanwhile_is_lost(
     assert _all(database, "SELECT name, of_the_next_release FROM users") == [("Ms Green", 1)]
     assert migrations(database).ok
     database.close()
+    if shutil.which("restic"):  # or the next upgrade, which begins with a proven backup, could not be made
+        backups = Backups(settings)
+        assert backups.verify(backups.create(lambda _told: None).id, lambda _told: None).rows > 0
 
 
 def test_a_database_that_a_newer_release_changed_for_good_is_refused_in_a_sentence(
