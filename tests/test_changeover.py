@@ -292,6 +292,17 @@ def test_an_upgrade_that_is_killed_at_any_step_leaves_an_answering_box_and_the_s
     assert step > 25, "it was killed at no step"
 
 
+def test_a_release_after_which_the_old_one_could_not_open_the_data_is_refused_before_anything_changes(
+    machine: Machine, install: Callable[[], None]
+) -> None:
+    changeover, changes = loaded("target", "changeover", "changes")
+    (machine.root / "current" / ".venv" / "bin" / "appliance").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(changes.Fault, match=f"what {NEW} made of it") as caught:
+        install()
+    assert "Nothing was changed" in caught.value.hint
+    assert changeover.current() == OLD and len(machine.history()) == 1 and not changeover.PLAN.exists()
+
+
 def _systemd(machine: Machine, changeover: Any, ended: threading.Event) -> None:
     """Runs the change-over's unit when the installer starts it, whatever becomes of the installer."""
     while not ended.wait(0.005):
