@@ -216,6 +216,15 @@ def test_a_release_that_keeps_ending_is_given_up_long_before_its_time_is_over(ma
     assert json.loads(changeover.OUTCOME.read_text())["answers"] is True and machine.answers() == OLD
 
 
+def test_a_release_that_brought_no_units_of_its_own_is_gone_back_to_all_the_same(machine: Machine) -> None:
+    (changeover,) = loaded("target", "changeover")
+    machine.release(NEW, broken=True)
+    shutil.rmtree(machine.root / "releases" / OLD / "systemd")
+    changeover.PLAN.write_text(json.dumps({"before": OLD, "to": NEW}))
+    changeover.main()
+    assert changeover.current() == OLD and json.loads(changeover.OUTCOME.read_text())["runs"] == OLD
+
+
 def test_without_a_plan_nothing_is_changed(machine: Machine) -> None:
     (changeover,) = loaded("target", "changeover")
     assert changeover.main() == 0 and len(machine.history()) == 1 and not changeover.OUTCOME.exists()

@@ -71,8 +71,9 @@ def current() -> str:
 
 
 def units(version: str) -> list[Path]:
+    """None where a release brought none of its own: then those that are there stay."""
     folder = RELEASES / version / "systemd"
-    return sorted(path for path in folder.iterdir() if path.suffix in (".service", ".socket", ".timer"))
+    return sorted(path for path in folder.glob("*") if path.suffix in (".service", ".socket", ".timer"))
 
 
 def link(version: str) -> None:
@@ -120,7 +121,9 @@ def hopeless() -> bool:
     words = ["systemctl", "show", "--property=ActiveState,NRestarts", *SERVICES]
     said = subprocess.run(words, capture_output=True, text=True, check=False).stdout
     facts = [line.partition("=")[::2] for line in said.splitlines() if "=" in line]
-    return any(value == "failed" if name == "ActiveState" else int(value or 0) >= RESTARTS for name, value in facts)
+    return any(
+        value == "failed" or (name == "NRestarts" and value.isdigit() and int(value) >= RESTARTS) for name, value in facts
+    )
 
 
 def systemctl(*words: str) -> int:
