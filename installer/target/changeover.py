@@ -93,9 +93,9 @@ def end(plan: dict, runs: str, answered: bool, began: float) -> int:
     return 0
 
 
-def answers(patience: float = PATIENCE) -> bool:
-    """Whether the pages come through the web process's socket, in so many seconds and before a service gives up."""
-    ends = time.monotonic() + patience
+def answers() -> bool:
+    """Whether the pages come through the web process's socket, within PATIENCE seconds and before a service gives up."""
+    ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends:
         if asked("/ready"):
             return True
@@ -120,10 +120,8 @@ def hopeless() -> bool:
     """Whether a service ended again and again, or was given up by systemd."""
     words = ["systemctl", "show", "--property=ActiveState,NRestarts", *SERVICES]
     said = subprocess.run(words, capture_output=True, text=True, check=False).stdout
-    facts = [line.partition("=")[::2] for line in said.splitlines() if "=" in line]
-    return any(
-        value == "failed" or (name == "NRestarts" and value.isdigit() and int(value) >= RESTARTS) for name, value in facts
-    )
+    values = [line.partition("=")[2] for line in said.splitlines()]
+    return any(value == "failed" or (value.isdigit() and int(value) >= RESTARTS) for value in values)
 
 
 def systemctl(*words: str) -> int:
