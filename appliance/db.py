@@ -20,6 +20,7 @@ from appliance.errors import ApplianceError, Conflict, StorageFull
 OLDEST_SQLITE = (3, 51, 3)
 STEPS = 100_000  # of SQLite's machine between two looks at the clock
 MIGRATIONS = Path(__file__).parent / "migrations"
+FORMS = 10_000  # more than there will ever be migrations; they are numbered
 
 
 class Damaged(ApplianceError):
@@ -75,7 +76,11 @@ class Database:
             raise
 
     def migrate(self) -> None:
-        """Bring the schema to this release's. Makes the file where there is none. Refuses a newer database."""
+        """Bring the schema to this release's. Makes the file where there is none.
+
+        A newer database is left as it is where it says that this release may still open it (an upgrade that was undone), and
+        refused otherwise.
+        """
         from alembic import command
         from alembic.runtime.migration import MigrationContext
 
@@ -86,12 +91,15 @@ class Database:
             if current == scripts.get_current_head():
                 return
             if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+                if may_open(connection, current, scripts.get_current_head()):
+                    return
                 raise Conflict(
                     f"The database {self.path} was made by a newer release of the appliance.",
                     "Install that release again, or restore a backup made with this one.",
                 )
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            connection.exec_driver_sql(f"PRAGMA user_version={_says(scripts)}")
         self.path.chmod(0o600)
 
     @staticmethod
@@ -174,6 +182,23 @@ def _scripts() -> tuple[Any, Any]:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     return config, ScriptDirectory.from_config(config)
+
+
+def may_open(connection: sa.Connection, current: str, head: str) -> bool:
+    """Whether a newer database says that a release which knows the migrations up to `head` may use it as it is.
+
+    It says so of the form that it has, `current`: what an earlier one said counts for nothing.
+    """
+    newest, oldest = divmod(int(connection.exec_driver_sql("PRAGMA user_version").scalar() or 0), FORMS)
+    return newest == int(current) and 0 < oldest <= int(head)
+
+
+def _says(scripts: Any) -> int:
+    """The newest migration, and the oldest one whose release can use its database: each after that says that it only adds."""
+    script = newest = scripts.get_revision("head")
+    while getattr(script.module, "only_adds", False):
+        script = scripts.get_revision(script.down_revision)
+    return int(newest.revision) * FORMS + int(script.revision)
 
 
 def _on_connect(connection: Any, _record: Any) -> None:

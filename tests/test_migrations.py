@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
+from appliance.accounts import People
+from appliance.backup import Backups
+from appliance.checkup.kept import migrations
 from appliance.db import MIGRATIONS, Database
+from appliance.errors import Conflict
 from appliance.settings import Settings
 
 OLD = {
@@ -104,3 +111,81 @@ def test_a_collection_takes_its_readers_its_watches_and_its_traces_along(old: Da
     for table in ("gone_documents", "watches", "document_paths"):
         assert _all(old, f"SELECT count(*) FROM {table}") == [(0,)]
     assert _all(old, "SELECT collection FROM collection_readers") == [("c2",)]
+
+
+# --- an upgrade that is undone -----------------------------------------------------------------------------------------
+NEXT = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "9001"
+down_revision = "{before}"
+only_adds = {only_adds}
+
+
+def upgrade():
+    op.create_table("of_the_next_release", sa.Column("id", sa.String(), primary_key=True))
+    op.add_column("users", sa.Column("of_the_next_release", sa.Integer(), nullable=False, server_default="1"))
+"""
+
+
+def _next_release(settings: Settings, monkeypatch: pytest.MonkeyPatch, folder: Path, *, only_adds: bool) -> Database:
+    """A database that a release with one more migration has opened and written to; then this release's again."""
+    database = Database(settings.database)
+    database.migrate()
+    shutil.copytree(MIGRATIONS, folder / "migrations")
+    head = max(Database.revisions())
+    (folder / "migrations" / "versions" / "9001_next.py").write_text(NEXT.format(before=head, only_adds=only_adds))
+    with monkeypatch.context() as newer:
+        newer.setattr("appliance.db.MIGRATIONS", folder / "migrations")
+        database.migrate()
+    with database.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO library_state (name, number) VALUES ('written by the next', 7)")
+    return database
+
+
+def test_after_an_upgrade_that_was_undone_nothing_that_came_meanwhile_is_lost(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    database = _next_release(settings, monkeypatch, tmp_path, only_adds=True)
+    database.migrate()
+    People(database).add("Ms Green", "administrator")
+    assert _all(database, "SELECT number FROM library_state WHERE name = 'written by the next'") == [(7,)]
+    assert _all(database, "SELECT name, of_the_next_release FROM users") == [("Ms Green", 1)]
+    assert migrations(database).ok
+    database.close()
+    if shutil.which("restic"):  # or the next upgrade, which begins with a proven backup, could not be made
+        backups = Backups(settings)
+        assert backups.verify(backups.create(lambda _told: None).id, lambda _told: None).rows > 0
+
+
+def test_a_database_that_a_newer_release_changed_for_good_is_refused_in_a_sentence(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    database = _next_release(settings, monkeypatch, tmp_path, only_adds=False)
+    with pytest.raises(Conflict, match="newer release"):
+        database.migrate()
+    assert not migrations(database).ok
+    database.close()
+
+
+def test_a_migration_that_says_that_it_only_adds_does(settings: Settings) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    scripts = ScriptDirectory.from_config(config)
+    settings.database.parent.mkdir(parents=True)
+    database, before = Database(settings.database), dict[str, dict[str, Any]]()
+    for script in reversed(list(scripts.walk_revisions())):
+        with database.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, script.revision)
+            found = sa.inspect(connection)
+            now = {table: {str(one["name"]): one for one in found.get_columns(table)} for table in found.get_table_names()}
+        for table, columns in before.items() if getattr(script.module, "only_adds", False) else ():
+            for name in columns:
+                assert str(now[table][name]["type"]) == str(columns[name]["type"]), f"{script.revision}: {table}.{name}"
+            for name in now[table].keys() - columns.keys():
+                new = now[table][name]
+                assert new["nullable"] or new["default"] is not None, f"{script.revision}: {table}.{name} has to be given"
+        before = now
+    database.close()

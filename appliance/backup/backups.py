@@ -298,7 +298,7 @@ class Backups:
     def _proven(self, repository: Repository, chosen: Snapshot, name: str, tell: Tell) -> tuple[Contents, int]:
         """The backup restored below settings.backups, and what its audit record counts."""
         try:
-            contents.require_known(chosen)
+            contents.require_known(chosen, self._settings)
             tree = self._empty(name)
             self._require_room(chosen.bytes)
             tell({"stage": "restoring"})

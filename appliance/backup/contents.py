@@ -173,13 +173,27 @@ def _told(tree: Path, progress: Progress) -> dict[str, tuple[str, int]]:
 
 
 # --- when one is read ---------------------------------------------------------------------------------------------------
-def require_known(chosen: Snapshot) -> None:
-    """Raises Conflict where a newer release made a backup."""
-    if chosen.schema not in Database.revisions():
+def require_known(chosen: Snapshot, settings: Settings) -> None:
+    """Raises Conflict where a newer release made a backup, of a database that is not of this box's own form."""
+    if chosen.schema not in Database.revisions() and chosen.schema != _form(settings):
         raise Conflict(
             f"The backup {chosen.id} was made by a newer release ({chosen.version}) than this one ({__version__}).",
             "Install that release or a newer one, then restore the backup.",
         )
+
+
+def _form(settings: Settings) -> str:
+    """Of the database that is here: a newer one's, where an upgrade was undone; "" where there is none."""
+    if not settings.database.is_file():
+        return ""
+    database = Database(settings.database)
+    try:
+        with database.read() as connection:
+            return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() or "")
+    except (ApplianceError, sa.exc.DatabaseError):
+        return ""
+    finally:
+        database.close()
 
 
 def understood(tree: Path, chosen: Snapshot) -> Contents:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.backup import places
+from appliance.backup.locks import left_behind
 from appliance.errors import ApplianceError, BadInput, NotFound, StorageFull, UnderWay
 
 HOST = "appliance"  # in every backup: a box that was restored goes on with the backups of the one before it
@@ -160,8 +161,14 @@ class Repository:
 
     def unlock(self) -> None:
         """Take away the locks of processes that are gone."""
-        if (self.folder / "locks").is_dir() and any((self.folder / "locks").iterdir()):
-            self._run(["unlock"], "opening the backups")
+        locks = self.folder / "locks"
+        if not locks.is_dir() or not any(locks.iterdir()):
+            return
+        self._run(["unlock"], "opening the backups")
+        for path in list(locks.iterdir()):
+            with contextlib.suppress(ApplianceError, ValueError):  # let go of at this moment
+                if left_behind(json.loads(self._run(["cat", "lock", path.name, "--no-lock"], "opening the backups"))):
+                    path.unlink(missing_ok=True)
 
     # --- restic ---------------------------------------------------------------------------------------------------------
     def _run(self, words: Sequence[str], what: str, *, damaged: str = "") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from appliance.audit import Audit
 from appliance.checkup.check import Check
-from appliance.db import MIGRATIONS, Database
+from appliance.db import MIGRATIONS, Database, may_open
 from appliance.errors import ApplianceError
 from appliance.registry import Registry
 
@@ -28,10 +28,13 @@ def migrations(kept: Database) -> Check:
     scripts = ScriptDirectory.from_config(config)
     with kept.read() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-    head = scripts.get_current_head()
+        head = str(scripts.get_current_head())
+        opens = current is not None and may_open(connection, current, head)
     if current == head:
         return Check("Migrations", True, f"The database has this release's form, number {head}.")
     if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+        if opens:
+            return Check("Migrations", True, f"The database is of a newer release, number {current}, and this one may open it.")
         return Check("Migrations", False, f"The database is of a newer release, number {current}; this one knows {head}.",
                      "Install that release again, or restore a backup made with this one.")  # fmt: skip
     return Check("Migrations", False, f"The database has the form number {current or 'none'}; this release needs {head}.",

@@ -75,6 +75,7 @@ class Changes:
                 handle.flush()
                 os.fsync(handle.fileno())
             part.replace(path)
+            _sync(path.parent)
         except OSError as error:
             part.unlink(missing_ok=True)
             raise Fault(
@@ -110,6 +111,7 @@ class Changes:
         part.unlink(missing_ok=True)
         part.symlink_to(target)
         part.replace(path)
+        _sync(path.parent)
         self._log(f"{path} -> {target}")
 
     def remove(self, path: Path) -> None:
@@ -132,3 +134,12 @@ class Changes:
                 handle.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.rstrip()}\n")
         except OSError:
             print(f"(the log {LOG} cannot be written)", file=sys.stderr)
+
+
+def _sync(folder: Path) -> None:
+    """Make the renames in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

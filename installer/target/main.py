@@ -60,6 +60,7 @@ def refused(error: OSError) -> str:
 def install(given: argparse.Namespace, changes: Changes) -> None:
     bundle, name = given.bundle, given.name or machine.known_name()
     facts = json.loads((bundle / "VERSION").read_text("utf-8"))
+    release.settle(changes)
     version, before = str(facts["version"]), release.current()
     changes.say(f"School appliance {version}" + (f"; {before} is installed." if before else "; a new box."))
     release.refuse_older(version, before)
@@ -72,11 +73,13 @@ def install(given: argparse.Namespace, changes: Changes) -> None:
     release.put(bundle, version, changes)
     machine.settings(name, changes)
     machine.keep_key(given.signed_by, changes)
-    machine.units(bundle, changes)
+    if not before or before == version:
+        machine.units(bundle, changes)  # in an upgrade they change with the release, and back with it
     machine.proxy(name, changes)
     machine.trust_page(changes)
     if before and before != version:
         release.upgrade(before, version, changes, backed_up=not given.without_backup)
+        machine.start(changes)  # timers that the old release did not have
     else:
         release.switch(version, changes)
         machine.start(changes)

@@ -1,7 +1,7 @@
 """Releases: each in a folder of its own with its own virtual environment; which one runs is one symbolic link.
 
-Hides how a release is built offline and recognised as whole, and how the box changes over to another and back. What runs is not
-touched while a release is built.
+Hides how a release is built offline and recognised as whole, and what comes before the box changes over to it, which is
+`changeover.py`'s. What runs is not touched while a release is built and tried.
 """
 
 from __future__ import annotations
@@ -11,28 +11,22 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
+import changeover
 from changes import Changes, Fault
 
-ROOT = Path("/opt/appliance")
-RELEASES = ROOT / "releases"
-CURRENT = ROOT / "current"
+ROOT, RELEASES = changeover.ROOT, changeover.RELEASES
+current, answers = changeover.current, changeover.answers
 DATA = Path("/var/lib/appliance")
 PROGRAM = Path("/usr/local/bin/appliance")  # the box's command line, as its own user
-WEB = Path("/run/appliance/web.sock")
-SERVICES = ("appliance-web.service", "appliance-worker.service", "appliance-engine.service")
+SCRIPT = Path("/usr/local/sbin/appliance-changeover")
+UNIT = "appliance-changeover.service"
 WHOLE = ".whole"  # in a release's folder, written last: the digest of the bundle that it was made from
-PATIENCE = 120  # seconds until a release has to answer
 KEPT = 2
-
-
-def current() -> str:
-    """The version that runs; "" on a new box."""
-    return Path(os.readlink(CURRENT)).name if CURRENT.is_symlink() else ""
 
 
 def number(version: str) -> tuple[int, ...]:
@@ -74,6 +68,7 @@ def put(bundle: Path, version: str, changes: Changes) -> None:
     if not changes.dry:
         shutil.copytree(bundle / "models", share / "models", dirs_exist_ok=True)
         shutil.copytree(bundle / "converter", share, dirs_exist_ok=True)
+        shutil.copytree(bundle / "systemd", folder / "systemd")  # put in place when it takes over, and had back with it
         for name in ("README.md", "LICENSE", "VERSION"):
             shutil.copy(bundle / name, folder / name)
         subprocess.run(["chown", "-R", "root:root", folder], check=True)
@@ -93,7 +88,19 @@ def _no_start_up_code(wheels: Path) -> None:
 
 
 def switch(version: str, changes: Changes) -> None:
-    changes.link(CURRENT, f"releases/{version}")
+    """On a new box, where nothing runs yet."""
+    changes.link(changeover.CURRENT, f"releases/{version}")
+
+
+def settle(changes: Changes) -> None:
+    """Wait for a change-over that an earlier run of the installer has begun."""
+    if changes.dry or not changeover.PLAN.is_file():
+        return
+    changes.say("An upgrade was broken off: what it has begun is brought to its end first.")
+    outcome = _changed_over(changes)
+    changes.say(
+        f"{outcome['runs']} runs." if outcome["answers"] else f"{outcome['runs']} does not answer: journalctl -u appliance-web."
+    )
 
 
 def upgrade(before: str, version: str, changes: Changes, *, backed_up: bool = True) -> None:
@@ -101,86 +108,81 @@ def upgrade(before: str, version: str, changes: Changes, *, backed_up: bool = Tr
 
     backed_up: a backup is made first, and proven by restoring it aside; where that cannot be, nothing is changed.
     """
-    kept = DATA / "backups" / f"before-{version}.sqlite3"
     if backed_up:
         changes.say("Making a backup, and proving that it can be restored.")
         words = [PROGRAM, "backup", "create", "--prove-after", "0"]
         hint = "Nothing was changed. Mend that (`appliance doctor`), or upgrade with --without-backup."
         changes.run(words, "The backup before the upgrade", hint, secret=True)  # the first one ever prints its key
+    _try(version, changes)
     changes.say(f"Changing over from {before} to {version}.")
-    _copy_database(kept, changes)
-    _try_migration(version, kept, changes)
-    began = time.monotonic()
-    changes.run(["systemctl", "stop", *SERVICES], "Stopping the services")
-    switch(version, changes)
-    changes.run(["systemctl", "start", "--no-block", *SERVICES], "Starting the services")
+    _prepare_changeover(changes)
     if changes.dry:
+        print(f"  would change over: {changeover.CURRENT} and {changeover.UNITS} from {before} to {version}")
         return
-    if answers():
-        changes.say(f"{version} answers. The pages waited {time.monotonic() - began:.0f} s.")
+    changeover.OUTCOME.unlink(missing_ok=True)
+    changes.write(changeover.PLAN, json.dumps({"before": before, "to": version}))
+    outcome = _changed_over(changes)
+    if outcome["runs"] == version:
+        changes.say(f"{version} answers. The pages waited {outcome['seconds']} s.")
         _forget(version, before, changes)
         return
-    changes.say(f"{version} does not answer: going back to {before}.")
-    changes.run(["systemctl", "stop", *SERVICES], "Stopping the services")
-    switch(before, changes)
-    subprocess.run(["systemctl", "reset-failed", *SERVICES], check=False)
-    changes.run(["systemctl", "start", "--no-block", *SERVICES], "Starting the services")
-    again = "It answers." if answers() else "It does not answer either: journalctl -u appliance-web -n 50."
-    raise Fault(f"The upgrade to {version} was undone; {before} runs. {again}", "Tell who made the bundle; nothing was lost.")
+    again = "It answers." if outcome["answers"] else "It does not answer either: journalctl -u appliance-web -n 50."
+    raise Fault(
+        f"{version} does not answer. The upgrade was undone; {before} runs. {again}",
+        "Tell who made the bundle; nothing was lost.",
+    )
 
 
-def _copy_database(to: Path, changes: Changes) -> None:
-    """As it stands now, through SQLite's own online backup."""
-    source = DATA / "appliance.sqlite3"
-    if not source.is_file():
+def _prepare_changeover(changes: Changes) -> None:
+    here = Path(__file__).parent
+    changed = changes.write(SCRIPT, (here / "changeover.py").read_text("utf-8"), 0o755)
+    if changes.write(changeover.UNITS / UNIT, (here / "changeover.service").read_text("utf-8")) or changed:
+        changes.run(["systemctl", "daemon-reload"], "Reading the units")
+    changes.run(["systemctl", "enable", UNIT], "Having the change-over go on after a power cut")
+
+
+def _changed_over(changes: Changes) -> dict[str, Any]:
+    """Have the plan carried out by systemd, which nothing that happens to the installer stops; how it ended."""
+    changes.run(["systemctl", "start", "--no-block", UNIT], "Starting the change-over", f"journalctl -u {UNIT} -n 30")
+    ends = time.monotonic() + 3 * changeover.PATIENCE
+    while changeover.PLAN.is_file():
+        if time.monotonic() > ends:
+            raise Fault(
+                "The change-over does not come to its end.", f"journalctl -u {UNIT} -n 30; then run the same command again."
+            )
+        time.sleep(changeover.LOOK)
+    outcome: dict[str, Any] = json.loads(changeover.OUTCOME.read_text("utf-8"))
+    return outcome
+
+
+def _try(version: str, changes: Changes) -> None:
+    """The new release opens a copy of the data before it sees the data itself; then the one that runs opens what it made."""
+    if changes.dry or not (DATA / "appliance.sqlite3").is_file():
         return
-    changes.folder(to.parent, 0o700, "appliance")
-    script = (
+    trial, hint = DATA / "run" / "trial", "Nothing was changed; tell who made the bundle."
+    user = ["runuser", "-u", "appliance", "--"]
+    script = (  # as it stands now, through SQLite's own online backup
         "import sys\nfrom pysqlite3 import dbapi2 as s\n"
         "a = s.connect(sys.argv[1]); b = s.connect(sys.argv[2]); a.backup(b)\n"
         "b.execute('pragma journal_mode=delete'); b.close()\n"
     )
-    python = CURRENT / ".venv" / "bin" / "python"
-    changes.remove(to)
-    changes.run(["runuser", "-u", "appliance", "--", python, "-c", script, source, to], "Copying the database")
-
-
-def _try_migration(version: str, copy: Path, changes: Changes) -> None:
-    """The new release opens a copy of the data before it sees the data itself."""
-    if changes.dry or not copy.is_file():
-        return
-    trial = DATA / "run" / "trial"
-    shutil.rmtree(trial, ignore_errors=True)
+    copy = [
+        changeover.CURRENT / ".venv" / "bin" / "python",
+        "-c",
+        script,
+        DATA / "appliance.sqlite3",
+        trial / "appliance.sqlite3",
+    ]
+    changes.remove(trial)  # of an attempt that was cut off
     changes.folder(trial, 0o700, "appliance")
-    shutil.copy(copy, trial / "appliance.sqlite3")
-    shutil.chown(trial / "appliance.sqlite3", "appliance", "appliance")
-    program = RELEASES / version / ".venv" / "bin" / "appliance"
     try:
-        words = ["runuser", "-u", "appliance", "--", program, "--home", trial, "audit", "verify"]
-        changes.run(words, f"Opening a copy of the data with {version}", "Nothing was changed; tell who made the bundle.")
+        changes.run([*user, *copy], "Copying the database")
+        for place, what in ((RELEASES / version, f"Opening a copy of the data with {version}"),
+                            (changeover.CURRENT, f"Opening what {version} made of it with the release that runs")):  # fmt: skip
+            words = [*user, place / ".venv" / "bin" / "appliance", "--home", trial, "audit", "verify"]
+            changes.run(words, what, hint)
     finally:
-        shutil.rmtree(trial, ignore_errors=True)
-
-
-def answers() -> bool:
-    """Whether the pages come through the web process's socket, within PATIENCE seconds."""
-    ends = time.monotonic() + PATIENCE
-    while time.monotonic() < ends:
-        if _asked("/ready"):
-            return True
-        time.sleep(0.5)
-    return False
-
-
-def _asked(path: str) -> bool:
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-            line.settimeout(10)
-            line.connect(str(WEB))
-            line.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-            return line.recv(64).split(b" ")[1:2] == [b"200"]
-    except OSError:
-        return False
+        changes.remove(trial)
 
 
 def _forget(version: str, before: str, changes: Changes) -> None:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,11 +49,22 @@ def tree() -> Path:
     return TREE
 
 
-class Box:
-    """One machine. `stick`: a folder of this machine that is plugged in as /mnt/stick, for reading."""
+@contextlib.contextmanager
+def disk(folder: Path) -> Iterator[Path]:
+    """A disk of its own, which keeps what is on it when a box that has it plugged in loses its power."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
-    def __init__(self, root: Path, stick: Path) -> None:
-        self.root, self.stick = root, stick
+
+class Box:
+    """One machine. `stick`: a folder of this machine that is plugged in as /mnt/stick, for reading; `usb`: as /mnt/usb."""
+
+    def __init__(self, root: Path, stick: Path, usb: Path | None = None) -> None:
+        self.root, self.stick, self.usb = root, stick, usb
         self._process: subprocess.Popen[bytes] | None = None
         subprocess.run(["cp", "-a", "--reflink=auto", str(tree()), str(root)], check=True)
         (root / "mnt" / "stick").mkdir(parents=True)
@@ -63,6 +74,7 @@ class Box:
             "systemd-nspawn", "-q", "-D", self.root, "-b", "--machine=appliancebox", "--register=no", "--keep-unit",
             "--private-network", "--network-veth", f"--bind-ro={self.stick}:/mnt/stick",
         ]  # fmt: skip
+        words += [f"--bind={self.usb}:/mnt/usb"] if self.usb else []
         with open(self.root.with_suffix(".log"), "ab") as log:
             self._process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         ends = time.monotonic() + 120
@@ -126,6 +138,16 @@ class Box:
         self._process.wait(120)
         self._process = None
 
+    def cut_power_when(self, true: Callable[[], bool], command: str, *, seconds: float = 300) -> None:
+        """Start a command, and cut the power as soon as something is so; it must not have ended before."""
+        work, ends = self.start(command), time.monotonic() + seconds
+        while not true():
+            assert work.poll() is None, f"{command} ended before the power was cut"
+            assert time.monotonic() < ends, f"{command} never came to where the power is cut"
+            time.sleep(0.02)
+        self.cut_power()
+        work.wait(30)
+
     def reboot(self) -> None:
         self.power_off()
         self.boot()
@@ -147,18 +169,22 @@ def leaving(cable: str) -> Iterator[list[str]]:
 
     def listen() -> None:
         while not ended.is_set():
-            with contextlib.suppress(TimeoutError):
+            try:
                 data, about = line.recvfrom(2048)
-                if about[2] == socket.PACKET_OUTGOING:
-                    continue  # from this machine to the box
-                if about[1] == 0x0800:
-                    to: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(data[16:20])
-                elif about[1] == 0x86DD:
-                    to = ipaddress.IPv6Address(data[24:40])
-                else:
-                    continue
-                if not (to.is_multicast or to.is_link_local or (to.version == 4 and to in LAN)):
-                    found.append(str(to))
+            except TimeoutError:
+                continue
+            except OSError:
+                return  # the box lost its power, and the cable is gone
+            if about[2] == socket.PACKET_OUTGOING:
+                continue  # from this machine to the box
+            if about[1] == 0x0800:
+                to: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(data[16:20])
+            elif about[1] == 0x86DD:
+                to = ipaddress.IPv6Address(data[24:40])
+            else:
+                continue
+            if not (to.is_multicast or to.is_link_local or (to.version == 4 and to in LAN)):
+                found.append(str(to))
 
     thread = threading.Thread(target=listen)
     thread.start()

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import socket
-import ssl
 import time
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from http.cookiejar import CookieJar
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.machine import booted, bundles
 from tests.machine.booted import BOX, Box, leaving
+from tests.machine.school import Browser, School, ready, token
+from tests.tuning.school import reviewed
 
 pytestmark = [pytest.mark.machine, pytest.mark.optional, pytest.mark.slow]
 
 NAME = "appliance.local"
 PASSWORD = "long enough for a school"
 LESSON = "# Leaves\n\nLeaves are green because chlorophyll reflects green light. Roots take in water from the soil.\n"
-
-
-@dataclass
-class School:
-    """What the tests of this file share, in their order: one box, and what became of it."""
-
-    box: Box
-    stick: Path
-    bundle: Path
-    key: Path
-    paper: str = ""  # the recovery key of its backups
-
-    def install(self, bundle: Path | None = None, options: str = "--yes") -> tuple[int, str]:
-        name = (bundle or self.bundle).name
-        return self.box.code(f"/mnt/stick/{name}/install {options}")
 
 
 @pytest.fixture(scope="module")
@@ -48,55 +34,11 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Iterator[School]:
     stick.mkdir()
     key = folder / "signing.pem"
     bundle = bundles.made(stick, key)
-    box = Box(folder / "box", stick)
-    box.boot()
-    yield School(box, stick, bundle, key)
-    box.cut_power()
-
-
-class Browser:
-    """A device of the LAN that trusts the box's authority and nothing else."""
-
-    def __init__(self, box: Box) -> None:
-        self._context = ssl.create_default_context(
-            cadata=box.run("cat /var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt")
-        )
-        self._jar = CookieJar()
-
-    def ask(self, path: str, form: dict[str, str] | None = None, host: str = BOX) -> tuple[int, str]:
-        handlers = (
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._context),
-            urllib.request.HTTPCookieProcessor(self._jar),
-        )  # fmt: skip
-        data = None if form is None else urllib.parse.urlencode(form).encode()
-        request = urllib.request.Request(f"https://{host}{path}", data)
-        if form is not None:
-            request.add_header("Origin", f"https://{host}")
-        try:
-            with urllib.request.build_opener(*handlers).open(request, timeout=60) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-
-def ready(box: Box, seconds: float = 90) -> float:
-    """Seconds until the pages can answer."""
-    began = time.monotonic()
-    browser = None
-    while True:
-        try:
-            browser = browser or Browser(box)
-            if browser.ask("/ready")[0] == 200:
-                return time.monotonic() - began
-        except (OSError, AssertionError):
-            pass
-        assert time.monotonic() - began < seconds, box.run("journalctl -n 60 --no-pager", check=False)
-        time.sleep(0.3)
-
-
-def token(page: str) -> str:
-    found = re.search(r'name="csrf" value="([^"]+)"', page)
-    return found[1] if found else ""
+    with booted.disk(folder / "usb") as usb:
+        box = Box(folder / "box", stick, usb)
+        box.boot()
+        yield School(box, stick, bundle, key)
+        box.cut_power()
 
 
 # --- what is no good bundle ------------------------------------------------------------------------------------------------
@@ -143,13 +85,11 @@ def test_a_dry_run_changes_nothing_even_where_python_is_missing(school: School) 
 
 # --- a new box -------------------------------------------------------------------------------------------------------------
 def test_power_cut_in_the_middle_of_the_installation_and_the_same_command_again(school: School) -> None:
-    work = school.box.start(f"/mnt/stick/{school.bundle.name}/install --yes")
-    ends = time.monotonic() + 300
-    while school.box.code("ls -d /opt/appliance/releases/*/.venv/lib/python3*/site-packages/torch")[0] != 0:
-        assert time.monotonic() < ends and work.poll() is None, "it ended before the power was cut"
-        time.sleep(0.2)
-    school.box.cut_power()
-    work.wait(30)
+    releases = school.box.root / "opt" / "appliance" / "releases"
+    school.box.cut_power_when(
+        lambda: any(releases.glob("*/.venv/lib/python3*/site-packages/torch")),
+        f"/mnt/stick/{school.bundle.name}/install --yes",
+    )
     school.box.boot()
     assert school.box.run("ls /opt/appliance/current", check=False).strip().endswith("No such file or directory")
     code, said = school.install(options="--dry-run")
@@ -221,7 +161,7 @@ def test_nothing_leaves_the_lan_while_it_works(school: School) -> None:
 
 def test_the_night_s_backup_is_proven_and_restored_and_whoever_was_signed_in_signs_in_anew(school: School) -> None:
     box = school.box
-    box.run("mkdir -p /mnt/usb && mount -t tmpfs tmpfs /mnt/usb && chown appliance: /mnt/usb")
+    box.run("chown appliance: /mnt/usb")
     box.run("echo 'backup_to = \"/mnt/usb\"' >> /etc/appliance/appliance.toml")
     box.run("systemctl start appliance-backup.service")
     assert "proven" in box.run("appliance backup list")
@@ -246,11 +186,68 @@ def test_the_same_command_again_changes_nothing(school: School) -> None:
     assert code == 0 and "would" not in said.replace("would run: systemctl enable", ""), said
 
 
+def test_power_cut_in_the_middle_of_a_backup_and_the_next_night_s_is_made_and_proven(school: School) -> None:
+    box = school.box
+    box.run("head -c 200M /dev/urandom >/var/lib/appliance/large && chown appliance: /var/lib/appliance/large")
+    earlier = [one["id"] for one in json.loads(box.run("appliance backup list --json 2>/dev/null"))["backups"]]
+    kept = box.usb / "appliance-backups"  # type: ignore[operator]
+    packs = set(kept.glob("data/*/*"))
+    box.cut_power_when(lambda: len(set(kept.glob("data/*/*")) - packs) > 2, "systemctl start appliance-backup.service")
+    assert earlier and any((kept / "locks").iterdir()), "the power was not cut while restic wrote"
+    box.boot()
+    ready(box)
+    box.run("systemctl start appliance-backup.service")
+    ids = [one["id"] for one in json.loads(box.run("appliance backup list --json 2>/dev/null"))["backups"]]
+    assert ids[: len(earlier)] == earlier and len(ids) == len(earlier) + 1
+    assert "is whole" in box.run("appliance backup verify latest")
+    assert not {"tree", "proof"} & set(box.run("ls /var/lib/appliance/backups").split()), "what was collected is left behind"
+    box.run("rm /var/lib/appliance/large")
+
+
+def test_power_cut_in_the_middle_of_a_retraining_and_it_goes_on_by_itself_to_its_verdict(school: School) -> None:
+    box = school.box
+    (box.root / "root" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviewed(36)))
+    box.run("install -o appliance -m 600 /root/rows.jsonl /var/lib/appliance/rows.jsonl")
+    box.run("appliance examples import /var/lib/appliance/rows.jsonl --licence 'CC BY 4.0' --author head --trust-review")
+    box.run("echo 'gate_seconds = 1' >> /etc/appliance/appliance.toml && systemctl restart appliance-worker")
+    (starter,) = json.loads(box.run("appliance models list --json 2>/dev/null"))["models"]
+    box.run(f"appliance models promote {starter['id']} --accept 'the only one'")
+    with leaving(box.cable) as seen:
+        runs = box.root / "var" / "lib" / "appliance" / "runs"
+        box.cut_power_when(lambda: any(runs.glob("*/loss.jsonl")), "systemctl start appliance-retrain.service")
+    box.boot()
+    with leaving(box.cable) as seen_later:
+        ready(box)
+        job = newest_job(box)
+        assert job["state"] == "running" and job["attempts"] == 2, "the worker did not take it up again"
+        assert f"answered by {starter['id']}" in box.run("appliance ask 'Why are leaves green?'")
+        ends = time.monotonic() + 240
+        while (job := newest_job(box))["state"] == "running":
+            assert time.monotonic() < ends, job
+            time.sleep(0.5)
+    assert job["state"] == "done" and job["result"]["report"]["reasons"], job
+    models = json.loads(box.run("appliance models list --json 2>/dev/null"))["models"]
+    assert [one["id"] for one in models if "champion" in one["aliases"]] == [starter["id"]]
+    assert seen == [] and seen_later == []
+
+
+def newest_job(box: Box) -> dict[str, Any]:
+    (job, *_) = json.loads(box.run("appliance jobs list --json 2>/dev/null"))["jobs"]
+    return dict(job)
+
+
 # --- the next releases -----------------------------------------------------------------------------------------------------
-def test_an_upgrade_changes_over_and_keeps_everything(school: School) -> None:
+def test_power_cut_while_a_copy_is_migrated_and_the_same_command_upgrades_and_keeps_everything(school: School) -> None:
     newer = bundles.renumbered(school.bundle, school.stick / "newer", "0.9.1", school.key)
+    trial = school.box.root / "var" / "lib" / "appliance" / "run" / "trial" / "appliance.sqlite3"
+    before = os.readlink(school.box.root / "opt" / "appliance" / "current")
+    school.box.cut_power_when(trial.exists, "/mnt/stick/newer/install --yes")
+    school.box.boot()
+    ready(school.box)
+    assert os.readlink(school.box.root / "opt" / "appliance" / "current") == before
     code, said = school.install(newer)
     assert code == 0, said
+    assert not trial.parent.exists(), "a copy of the school's data is left behind"
     assert "proving that it can be restored" in said and re.search(r"The pages waited \d+ s", said)
     assert school.box.run("readlink /opt/appliance/current").strip() == "releases/0.9.1"
     ready(school.box)
@@ -270,11 +267,18 @@ def test_an_older_bundle_and_a_stranger_s_key_are_refused(school: School, tmp_pa
     assert school.box.run("readlink /opt/appliance/current").strip() == "releases/0.9.1"
 
 
-def test_a_release_that_does_not_answer_is_undone_by_itself(school: School) -> None:
+def test_a_release_that_does_not_answer_is_undone_by_itself_even_after_a_power_cut(school: School) -> None:
     bad = bundles.renumbered(school.bundle, school.stick / "bad", "0.9.3", school.key, broken=True)
+    place = school.box.root / "opt" / "appliance"
+    school.box.cut_power_when(lambda: os.readlink(place / "current") == "releases/0.9.3", "/mnt/stick/bad/install --yes")
+    school.box.boot()
+    ready(school.box)
+    while (place / "changing.json").exists():  # it watches the pages as often as we do
+        time.sleep(0.1)
+    assert os.readlink(place / "current") == "releases/0.9.1"
     code, said = school.install(bad)
-    assert code == 1 and "going back to 0.9.1" in said and "was undone" in said and "It answers." in said, said
-    assert school.box.run("readlink /opt/appliance/current").strip() == "releases/0.9.1"
+    assert code == 1 and "0.9.3 does not answer" in said and "was undone; 0.9.1 runs. It answers." in said, said
+    assert os.readlink(place / "current") == "releases/0.9.1"
     ready(school.box)
     assert "chlorophyll" in school.box.run("appliance ask 'Why are leaves green?'")
 
@@ -282,19 +286,29 @@ def test_a_release_that_does_not_answer_is_undone_by_itself(school: School) -> N
 def test_taking_it_off_leaves_what_it_kept_and_putting_it_on_again_takes_that_up(school: School) -> None:
     code, said = school.box.code("appliance-uninstall --with-data")
     assert code == 2 and "nothing brings them back" in said
+    aside(school)
     said = school.box.run("appliance-uninstall")
     assert "What it kept is in /var/lib/appliance" in said
     assert school.box.code("ls /opt/appliance || ls /etc/systemd/system/appliance-web.service")[0] != 0
+    aside(school, back=True)
     code, said = school.install(school.stick / "newer")
     assert code == 0 and "One-time code" not in said, said
     ready(school.box)
     assert "chlorophyll" in school.box.run("appliance ask 'Why are leaves green?'")
+    aside(school)
     school.box.run("appliance-uninstall --with-data --yes")
     assert school.box.code("ls /var/lib/appliance || ls /etc/appliance || id appliance")[0] != 0
 
 
+def aside(school: School, *, back: bool = False) -> None:
+    """The releases, which take minutes to build and were built by the tests above: what is tested here is what is kept."""
+    words = ("/root/releases", "/opt/appliance/releases") if back else ("/opt/appliance/releases", "/root/releases")
+    school.box.run(f"mkdir -p /opt/appliance && [ ! -e {words[0]} ] || mv {words[0]} {words[1]}")
+
+
 def test_a_new_box_takes_over_from_a_backup_with_the_key_on_paper(school: School) -> None:
     school.box.run("appliance-uninstall --with-data --yes", check=False)
+    aside(school, back=True)
     code, said = school.install()
     assert code == 0, said
     ready(school.box)

@@ -7,6 +7,7 @@ from alembic import op
 
 revision = "0006"
 down_revision = "0005"
+only_adds = True  # the release before it may open the database again, where an upgrade is undone
 
 
 def upgrade() -> None:

@@ -1,0 +1,74 @@
+"""A school around a booted box: the stick with its bundle, the disk for backups, and a device of the LAN with a browser."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from http.cookiejar import CookieJar
+from pathlib import Path
+
+from tests.machine.booted import BOX, Box
+
+
+@dataclass
+class School:
+    """What the tests of this file share, in their order: one box, and what became of it."""
+
+    box: Box
+    stick: Path
+    bundle: Path
+    key: Path
+    paper: str = ""  # the recovery key of its backups
+
+    def install(self, bundle: Path | None = None, options: str = "--yes") -> tuple[int, str]:
+        name = (bundle or self.bundle).name
+        return self.box.code(f"/mnt/stick/{name}/install {options}")
+
+
+class Browser:
+    """A device of the LAN that trusts the box's authority and nothing else."""
+
+    def __init__(self, box: Box) -> None:
+        self._context = ssl.create_default_context(
+            cadata=box.run("cat /var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt")
+        )
+        self._jar = CookieJar()
+
+    def ask(self, path: str, form: dict[str, str] | None = None, host: str = BOX) -> tuple[int, str]:
+        handlers = (
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._context),
+            urllib.request.HTTPCookieProcessor(self._jar),
+        )  # fmt: skip
+        data = None if form is None else urllib.parse.urlencode(form).encode()
+        request = urllib.request.Request(f"https://{host}{path}", data)
+        if form is not None:
+            request.add_header("Origin", f"https://{host}")
+        try:
+            with urllib.request.build_opener(*handlers).open(request, timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+
+def ready(box: Box, seconds: float = 90) -> float:
+    """Seconds until the pages can answer."""
+    began = time.monotonic()
+    browser = None
+    while True:
+        try:
+            browser = browser or Browser(box)
+            if browser.ask("/ready")[0] == 200:
+                return time.monotonic() - began
+        except (OSError, AssertionError):
+            pass
+        assert time.monotonic() - began < seconds, box.run("journalctl -n 60 --no-pager", check=False)
+        time.sleep(0.3)
+
+
+def token(page: str) -> str:
+    found = re.search(r'name="csrf" value="([^"]+)"', page)
+    return found[1] if found else ""
