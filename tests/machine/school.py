@@ -24,7 +24,7 @@ class School:
     key: Path
     paper: str = ""  # the recovery key of its backups
 
-    def install(self, bundle: Path | None = None, options: str = "--yes") -> tuple[int, str]:
+    def install(self, bundle: Path | None = None, options: str = "--yes --selftest 5") -> tuple[int, str]:
         name = (bundle or self.bundle).name
         return self.box.code(f"/mnt/stick/{name}/install {options}")
 
