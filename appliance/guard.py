@@ -3,7 +3,8 @@
 Hides what of Python's sockets is watched, and how a refused attempt is counted and told. It sees what Python code does, in
 whatever library; what native code does is for the wall outside: the units, and the rules of `appliance network rules`. Who may
 listen is none of its business: it stops what goes out, and that includes this machine's own loopback, where a resolver or a
-proxy would carry it on. The one exception is made by `egress`, for the very host that it was asked for and the policy allows.
+proxy would carry it on. Two exceptions are made: by `egress`, for the very host that it was asked for and the policy allows;
+by the doctor, for a look whether the box's own pages answer.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def listen_at(host: str) -> None:
 
 @contextlib.contextmanager
 def passing(host: str, port: int) -> Iterator[None]:
-    """For as long as this lasts, this process may look up or reach that host at that port. For `egress` alone."""
+    """For as long as this lasts, this process may look up or reach that host at that port. For `egress` and the doctor."""
     _passing[host, port] += 1
     try:
         yield

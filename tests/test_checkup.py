@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +27,7 @@ from appliance.errors import NotFound
 from appliance.jobs import Jobs
 from appliance.network import Policy, host
 from appliance.registry import Registry
-from appliance.settings import Settings
+from appliance.settings import CLONE, Settings
 
 DAY = 86400.0
 
@@ -137,6 +139,27 @@ def test_pages_answer_or_not(page: HTTPServer, tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         check = border.pages(Settings(home=tmp_path, port=free.getsockname()[1]), tmp_path / "none")
     assert not check.ok and check.command == "appliance serve"
+
+
+GUARDED = """
+import sys
+from pathlib import Path
+from appliance import guard
+guard.install()
+from appliance.checkup import border
+from appliance.settings import CLONE, Settings
+nowhere = Path(sys.argv[1]) / "none"
+for host in ("127.0.0.1", "0.0.0.0", "localhost"):
+    assert border.pages(Settings(home=sys.argv[1], host=host, port=int(sys.argv[2])), nowhere).ok, host
+assert not guard.attempts, guard.attempts
+"""
+
+
+def test_the_doctor_hears_the_pages_from_behind_the_guard(page: HTTPServer, tmp_path: Path) -> None:
+    """As every command runs: its own look at this machine is no attempt to get out."""
+    command = [sys.executable, "-c", GUARDED, str(tmp_path), str(page.server_port)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(CLONE)})
+    assert done.returncode == 0, done.stderr
 
 
 def certificate(folder: Path, *, root_days: float, leaf_days: float) -> tuple[Path, Path]:

@@ -105,7 +105,18 @@ def proof(tmp_path_factory: pytest.TempPathFactory, starter_gguf: Path) -> dict[
     del starter_gguf  # its skip, where there is no starter
     own_space()
     folder = tmp_path_factory.mktemp("proof")
-    command = [sys.executable, "-m", "appliance", "network", "prove", str(folder / "proof.md"), "--quick", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "appliance",
+        "network",
+        "prove",
+        str(folder / "proof.md"),
+        "--quick",
+        "--idle",
+        "3",
+        "--json",
+    ]
     done = subprocess.run(command, env=ENVIRONMENT | {"TMPDIR": str(folder)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert not list(folder.glob("proof-*")), "nothing of the trial is left"
@@ -126,6 +137,9 @@ def test_first_seen_then_nothing_leaves(proof: dict[str, Any]) -> None:
     done = {name for part, name in steps if part == SHUT}
     assert {feature.name for feature in features.JOURNEY if not feature.long} <= done
     assert all(step["outside"] == {} for (part, _), step in steps.items() if part != CONTROL)
+    tried = {name for (part, name), step in steps.items() if part == SHUT and step["refused"]}
+    assert tried == {"try to get out from inside"}, "with the switches set nothing else even tries"
+    assert steps[SHUT, "stand idle"]["said"] == "3 s, and it serves" and steps[SHUT, "stand idle"]["seconds"] >= 3
     assert steps[SHUT, "chat in the pages"]["answers"] > 5, "a person on the LAN was answered meanwhile"
 
 
