@@ -16,7 +16,7 @@ from typing import Any
 from appliance.audit import Audit
 from appliance.db import Database
 from appliance.engine.handler import Handler, Usage
-from appliance.errors import BadInput, Forbidden
+from appliance.errors import BadInput, Conflict, Forbidden
 from appliance.plugins import Plugin, require
 from appliance.plugins import openai_jobs as jobs
 from appliance.plugins import openai_line as line
@@ -122,7 +122,7 @@ class OpenAIFineTuner:
         """How a run stands now; id: the run's or the job's. on_event: gets what the service has said since the last look."""
         status = self.kept.get(id)
         require(self.settings, "openai")
-        if not status.job:
+        if not status.job or status.status == jobs.DELETED:
             return status
         async with line.official_client(self.settings) as client:
             return await jobs.look(client, self.kept, status, on_event)
@@ -141,6 +141,22 @@ class OpenAIFineTuner:
         require(self.settings, "openai")
         async with line.official_client(self.settings) as client:
             return await jobs.cancel(client, self.kept, status)
+
+    async def delete(self, id: str, *, models: bool = False) -> Sequence[str]:
+        """Delete what a run sent, at the service; models: and what was made of it. The names of what went; it is audited.
+
+        Raises Conflict while a job needs the files, or the model serves here.
+        """
+        status = self.kept.get(id)
+        require(self.settings, "openai")
+        for one in Registry(self.settings.models).list() if models else ():
+            if "champion" in one.aliases and (one.hosted or {}).get("run") == status.run:
+                raise Conflict(f"{one.id} serves now.", "`appliance models rollback` first, then delete it.")
+        async with line.official_client(self.settings) as client:
+            gone = await jobs.delete(client, self.kept, status, models=models)
+        with self._database() as database:
+            Audit(database).note("delete at openai", status.run, {"gone": list(gone)})
+        return gone
 
     async def list_jobs(self, newest: int = 20) -> Sequence[dict[str, Any]]:
         """The newest jobs of the account, whoever started them: {id, run, status, model, tuned, created}."""

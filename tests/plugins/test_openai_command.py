@@ -118,6 +118,26 @@ def test_shown_confirmed_followed_listed(tmp_path: Path, settings: Settings, far
     assert KEY not in shown.stdout and "openai_budget" in shown.stdout
 
 
+def test_whoever_withdraws_is_told_what_lies_there_and_it_is_deleted(
+    tmp_path: Path, settings: Settings, far: Service, run: Callable[..., Done]
+) -> None:
+    made = [row | {"author": f"Writer {number}", "licence": "CC BY 4.0"} for number, row in enumerate(rows(13))]
+    words = ("tune", "openai", "start", "--examples", str(file_of(tmp_path / "rows.jsonl", made)), "--confirm", WHO)
+    with way_out(settings):
+        id = document(run(settings, *words, "--json"))["run"]
+        told = run(settings, "examples", "withdraw", "Nobody Known", "--yes")
+        assert told.returncode == 0 and "OpenAI" not in told.stdout
+        told = run(settings, "examples", "withdraw", "Writer 3", "--yes")
+        assert f"{id} sent them to OpenAI" in told.stdout and f"`appliance tune openai delete {id}`" in told.stdout
+        assert TUNED in told.stdout, "and what was made of them"
+        gone = run(settings, "tune", "openai", "delete", id)
+        assert "Deleted at OpenAI: file-1." in gone.stdout and f"The model {TUNED}" in gone.stdout and far.files == {}
+        assert document(run(settings, "tune", "openai", "delete", id, "--with-model", "--json"))["deleted"] == [TUNED]
+        again = document(run(settings, "examples", "withdraw", "Writer 3", "--yes", "--json"))
+        assert again["sent"] == [] and TUNED not in far.models
+        assert run(settings, "tune", "openai", "delete").returncode == 2, "which one has to be named"
+
+
 def test_a_wrong_key_is_told_and_a_job_is_cancelled_on_both_sides(
     tmp_path: Path, settings: Settings, far: Service, run: Callable[..., Done]
 ) -> None:
