@@ -17,7 +17,7 @@ from appliance.audit import Audit
 from appliance.db import Database
 from appliance.engine.handler import Handler, Usage
 from appliance.errors import BadInput, Conflict, Forbidden
-from appliance.plugins import Plugin, require
+from appliance.plugins import Plugin, require, require_way_out
 from appliance.plugins import openai_jobs as jobs
 from appliance.plugins import openai_line as line
 from appliance.plugins.openai_data import MethodName, Prepared, Wish, prepare
@@ -42,8 +42,15 @@ def _price(settings: Settings, hosted: Mapping[str, Any], prompt: int, completio
     return listed.of(str(hosted["model"])).answer(Usage(prompt, 0, completion)), listed.currency
 
 
+def _check(settings: Settings) -> None:
+    line.key(settings)
+    prices(settings)
+    require_way_out(settings)
+
+
 PLUGIN = Plugin(
-    "openai", "Fine-tuning by OpenAI", package="openai", extra="openai", hosts=line.hosts, handler=_handler, price=_price
+    "openai", "Fine-tuning by OpenAI", package="openai", extra="openai", hosts=line.hosts, check=_check, handler=_handler,
+    price=_price,
 )  # fmt: skip
 
 
@@ -92,10 +99,11 @@ class OpenAIFineTuner:
         person = " ".join(name.split())
         if len(person.split()) < 2 or len(person) > NAME_CHARACTERS or not person.isprintable():
             (host,) = line.hosts(self.settings)
-            cost = f"{prices(self.settings).money(prepared.cost)} by prices as of {prepared.dated}"
+            listed = prices(self.settings)
+            cost = f"{listed.money(prepared.cost)} by prices as of {prepared.dated}"
             raise Forbidden(
                 f"Nothing was sent: {prepared.train.rows} conversations would leave the building for {host}, for about {cost}, "
-                "and nobody has answered for that yet.",
+                f"and nobody has answered for that yet.{f' {listed.old}' if listed.old else ''}",
                 f"Read {prepared.leaving} and what lies beside it, check the prices, then add "
                 '--confirm "FIRST AND LAST NAME" to the command.',
             )

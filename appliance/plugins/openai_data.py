@@ -346,6 +346,7 @@ def _id(wish: Wish, digest: str, train: Part, validation: Part | None) -> str:
 
 def leaving(made: Prepared, listed: Prices, host: str) -> str:
     """What a person reads before they answer for it."""
+    old = f"{listed.old} " if listed.old else ""
     lines = [
         f"This would leave the building, for {host}, to tune {made.wish.model} ({made.wish.method}):",
         "",
@@ -359,9 +360,10 @@ def leaving(made: Prepared, listed: Prices, host: str) -> str:
         f"Kept here to judge the model: {made.held_out} conversations.",
         "",
         f"Cost: about {listed.money(made.cost)} for {made.epochs} passes over {made.train.tokens} tokens, carefully estimated,",
-        f"by prices as of {made.dated}. Check them before you confirm; where they differ, correct a copy of",
-        "appliance/content/openai.toml, name it in the setting openai_prices, and run this again.",
-        "At the other end the files are to be deleted after 30 days. A model that was made of them stays until it is deleted.",
+        f"by prices as of {made.dated}. {old}Check them before you confirm; where they differ,",
+        "correct a copy of appliance/content/openai.toml, name it in the setting openai_prices, and run this again.",
+        "At the other end the files are to be deleted after 30 days, a model that was made of them stays. Both can be deleted",
+        f"there before: `appliance tune openai delete {made.id} --with-model`.",
     ]
     return "\n".join(lines) + "\n"
 

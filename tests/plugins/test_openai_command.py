@@ -86,6 +86,28 @@ def test_while_air_gapped_each_verb_is_one_sentence_and_nothing_is_imported(
     assert far.calls == []
 
 
+def test_the_list_of_plugins_says_what_is_missing_one_after_another(
+    settings: Settings, run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line, the key, the way out; only then it is ready."""
+
+    def state() -> tuple[bool, str, str]:
+        found = {one["name"]: one for one in document(run(settings, "models", "plugins", "--json"))["plugins"]}
+        return tuple(found["openai"][name] for name in ("ready", "message", "hint"))  # type: ignore[return-value]
+
+    ready, message, hint = state()
+    assert (ready, message) == (False, "The way out of the box is not running.") and "appliance serve" in hint
+    with monkeypatch.context() as without:
+        without.delenv("APPLIANCE_OPENAI_KEY_FILE")
+        without.delenv("CREDENTIALS_DIRECTORY", raising=False)
+        ready, message, hint = state()
+    assert (ready, message) == (False, "The box has no key for OpenAI.") and "openai_key_file" in hint
+    with way_out(settings):
+        assert state() == (True, "", "")
+    settings.network.unlink()
+    assert "air-gapped" in state()[1]
+
+
 def test_shown_confirmed_followed_listed(tmp_path: Path, settings: Settings, far: Service, run: Callable[..., Done]) -> None:
     file = file_of(tmp_path / "rows.jsonl", rows(13))
     words = ("tune", "openai", "start", "--examples", str(file), "--suffix", "school")

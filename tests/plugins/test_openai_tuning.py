@@ -190,7 +190,8 @@ def test_what_would_leave_can_be_read_and_holds_nothing_else(
     assert all(json.loads(line).keys() == {"messages"} for line in text.splitlines())
     told = prepared.leaving.read_text()
     assert f"127.0.0.1:{far.port}" in told and "10 rows" in told and prepared.train.sha256 in told and "USD" in told
-    assert "by prices as of 2025-10-01. Check them before you confirm" in told and "openai_prices" in told
+    assert "by prices as of 2025-10-01. That list of prices is " in told and "months old. Check them before" in told
+    assert "openai_prices" in told and f"`appliance tune openai delete {prepared.id} --with-model`" in told
     assert "1 without consent, 1 licence does not allow it" in told and "10 email, 10 phone" in told
     assert far.calls == [] and prepared.cost > 0 and prepared.held_out == 0
 
