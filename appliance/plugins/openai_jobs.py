@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, UnderWay, from_os_error
 from appliance.files import make_folder
 from appliance.plugins import openai_line as line
-from appliance.plugins.openai_data import Part, Prepared
+from appliance.plugins.openai_data import Part, Prepared, content_of
 from appliance.settings import Settings
 from appliance.tuning.run_folder import read_json, write_json
 
@@ -206,7 +206,7 @@ async def _file(client: AsyncOpenAI, known: str, part: Part) -> str:
         if seen >= LOOKED_AT:
             break
     made = await client.files.create(
-        file=(part.remote_name, part.file.read_bytes(), "application/jsonl"), purpose="fine-tune",
+        file=(part.remote_name, content_of(part), "application/jsonl"), purpose="fine-tune",
         expires_after={"anchor": "created_at", "seconds": KEPT_SECONDS},
     )  # fmt: skip
     return made.id

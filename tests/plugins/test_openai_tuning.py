@@ -250,6 +250,9 @@ async def test_what_was_changed_after_it_was_read_is_not_sent(
         file.write("{}\n")
     job = await work(settings, database, prepared)
     assert job.state == "failed" and job.error is not None and "was changed" in job.error["message"] and far.calls == []
+    with pytest.raises(BadInput, match="was changed"):  # by a program that read it before
+        await tuner.start_fine_tuning(prepared, confirm=WHO)
+    assert far.files == {} and far.count(UPLOAD) == 0
 
 
 # --- the far side refuses, fails, breaks off --------------------------------------------------------------------------
