@@ -17,6 +17,7 @@ from appliance.proof import features, space
 from appliance.proof.driver import BARE, CONTROL, SHUT
 from appliance.proof.page import Proof
 from appliance.settings import CLONE
+from tests.web.test_every_route import TABLE
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "CI"} | {"PYTHONPATH": str(CLONE)}
 
@@ -174,6 +175,17 @@ def test_the_page_is_one_page_without_the_machines_name(proof: dict[str, Any]) -
     assert platform.node() not in page or len(platform.node()) < 4
     assert proof["at"] in page and f"transformers {proof['versions']['transformers']}" in page
     assert "chat in the pages" in proof["told"], "it says how far it is"
+
+
+def test_every_page_of_the_box_is_looked_at_or_has_its_reason() -> None:
+    """A page that is new has to be put into the proof, or here."""
+    plain = {path for method, path in TABLE if method == "GET" and "{" not in path and not path.startswith("/v1/")}
+    tried = {path.partition("?")[0] for path in (*features.SIGNED_IN, *features.ADMINISTRATORS)} | {"/", "/health", "/metrics"}
+    assert plain - tried == {
+        "/class", "/sign-in/code", "/sign-in/oidc", "/sign-in/oidc/again", "/sign-in/oidc/callback",  # other ways to sign in
+        "/safeguarding", "/safeguarding/alarm",  # the lead's alone
+        "/admin/compare", "/ready",  # need a comparison, and a probe
+    }  # fmt: skip
 
 
 def step(part: str, ok: bool = True, **outside: int) -> dict[str, Any]:

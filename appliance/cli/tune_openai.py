@@ -90,11 +90,12 @@ async def _send(out: Output, appliance: Appliance, tuner: OpenAIFineTuner, prepa
     from appliance.cli.tune import progress
     from appliance.cli.worker import handlers
     from appliance.jobs import Jobs
-    from appliance.plugins import openai_line
+    from appliance.plugins import openai_line, require_way_out
     from appliance.plugins.openai_work import LANE
 
     openai_line.key(out.settings)
     tuner.confirm(prepared, confirm)
+    require_way_out(out.settings)  # or the job would knock at a shut door for a while
     queue = Jobs(appliance.database, out.settings)
     job = queue.enqueue(KINDS[0], {"run": prepared.id}, lane=LANE, owner=unix_name())
     job = await see_through(out, queue, job, handlers(appliance), progress(out))

@@ -104,6 +104,9 @@ def states(settings: Settings) -> list[State]:
             plugin.check(settings)
         except ApplianceError as error:
             listed.append(State(name, plugin.title, False, error.message, error.hint))
+        except Exception as error:  # noqa: BLE001 - a stranger's, as above
+            told = f"The plugin {name} cannot say what it needs ({type(error).__name__})."
+            listed.append(State(name, plugin.title, False, told, "Ask who wrote it, or do without it."))
         else:
             listed.append(State(name, plugin.title, True))
     return sorted(listed, key=lambda one: one.name)

@@ -149,6 +149,8 @@ async def _none_withdrawn(box: Box, kept: Kept, run: str) -> None:
     try:
         async with asyncio.timeout(CANCEL_SECONDS), line.official_client(box.settings) as client:
             status = await jobs.cancel(client, kept, status)
+            if status.job:  # it may have ended by itself: then its models have to be known
+                status = await jobs.look(client, kept, status, lambda _event: None)
             await jobs.delete(client, kept, status, models=True)
     except (ApplianceError, TimeoutError) as error:
         why = error.message if isinstance(error, ApplianceError) else "OpenAI took too long to answer."

@@ -21,6 +21,13 @@ from appliance.settings import PACKAGE
 QUESTION = "Why are leaves green?"
 ROWS = "100"  # enough that the gate has something to judge
 SCENE = "calling-out-on-the-carpet"
+SIGNED_IN = ("/chat", "/library", "/me", "/me/password", "/me/second-step", "/keys", "/classes", "/about")
+ADMINISTRATORS = (
+    "/admin", "/admin/health", "/admin/settings", "/admin/audit", "/admin/jobs", "/admin/models", "/admin/retrain",
+    "/admin/people", "/admin/people/import", "/admin/people/export", "/chats?find=leaves", "/classes/archive", "/counts",
+    "/library/add", "/library/checks", "/practice", "/practice/mentors", "/practice/progress", "/practice/write", "/quotas",
+    "/review", "/standards", "/standards/file",
+)  # fmt: skip
 
 
 @dataclass
@@ -82,9 +89,9 @@ def ask(trial: Trial) -> str:
 def sign_in(trial: Trial) -> str:
     trial.client.page("/")
     trial.client.form("/setup", {"code": trial.code, "name": "Head of IT", "password": "four plain words here"})
-    for path in ("/chat", "/library", "/me", "/keys", "/classes", "/about"):
+    for path in SIGNED_IN:
         trial.client.page(path)
-    return "seven pages"
+    return f"{1 + len(SIGNED_IN)} pages"
 
 
 def chat(trial: Trial) -> str:
@@ -121,26 +128,24 @@ def practise(trial: Trial) -> str:
 
 
 def administer(trial: Trial) -> str:
-    pages = (
-        "/admin", "/admin/health", "/admin/settings", "/admin/audit", "/admin/jobs", "/admin/models", "/admin/people",
-        "/review", "/quotas", "/practice", "/chats?find=leaves",
-    )  # fmt: skip
-    missing = [path for path in pages if trial.client.send("GET", path).status != 200]
+    missing = [path for path in ADMINISTRATORS if trial.client.send("GET", path).status != 200]
     if missing:
         raise ApplianceError(f"No page at {', '.join(missing)}.", "")
-    return f"{len(pages)} pages"
+    return f"{len(ADMINISTRATORS)} pages"
 
 
 def programs(trial: Trial) -> str:
     trial.key = trial.box.run("keys", "create", "proof", "--scope", "admin")["key"]
     trial.client.api("/v1/models", trial.key)
+    if trial.client.send("GET", "/metrics", headers={"Authorization": f"Bearer {trial.key}"}).status != 200:
+        raise ApplianceError("/metrics gave no figures.", "")
     question = [{"role": "user", "content": QUESTION}]
     body = {"model": "default", "messages": question, "max_tokens": 24}
     answer = trial.client.api("/v1/chat/completions", trial.key, body)
     vectors = trial.client.api("/v1/embeddings", trial.key, {"model": "default", "input": "a leaf"})["data"]
     if not answer["choices"] or len(vectors[0]["embedding"]) < 100:
         raise ApplianceError("/v1 gave no answer or no vectors.", "")
-    return "models, chat, embeddings"
+    return "models, chat, embeddings, metrics"
 
 
 def examples(trial: Trial) -> str:

@@ -111,6 +111,8 @@ def test_the_list_of_plugins_says_what_is_missing_one_after_another(
 def test_shown_confirmed_followed_listed(tmp_path: Path, settings: Settings, far: Service, run: Callable[..., Done]) -> None:
     file = file_of(tmp_path / "rows.jsonl", rows(13))
     words = ("tune", "openai", "start", "--examples", str(file), "--suffix", "school")
+    shut = run(settings, *words, "--confirm", WHO)
+    assert shut.returncode == 1 and "Error: The way out of the box is not running." in shut.stderr and far.calls == []
     with way_out(settings):
         dry = document(run(settings, *words, "--dry-run", "--json"))
         assert not dry["sent"] and dry["train"]["rows"] >= 10 and far.calls == []

@@ -435,9 +435,9 @@ async def test_withdrawn_rows_are_not_sent(
     assert again.id != prepared.id and again.facts["left_out"] == {"withdrawn": 1}
 
 
-@pytest.mark.parametrize("broken_off", [False, True])
+@pytest.mark.parametrize(("broken_off", "ended"), [(False, "cancelled"), (True, "cancelled"), (True, "succeeded")])
 async def test_rows_that_are_withdrawn_while_they_are_there_are_taken_back(
-    tuner: OpenAIFineTuner, far: Service, settings: Settings, database: Database, tmp_path: Path, broken_off: bool
+    tuner: OpenAIFineTuner, far: Service, settings: Settings, database: Database, tmp_path: Path, broken_off: bool, ended: str
 ) -> None:
     """Job, files and model go there; also by the next process, once what was prepared here has been erased."""
     prepared = tuner.prepare_data(authored(tmp_path))
@@ -450,10 +450,15 @@ async def test_rows_that_are_withdrawn_while_they_are_there_are_taken_back(
         doing.cancel()
         await asyncio.gather(doing, return_exceptions=True)
         shutil.rmtree(prepared.folder)
+    if ended == "succeeded":
+        far.script = (ended,)
+        far.models.append(f"{TUNED}:ckpt-step-50")
+        await far._look("ftjob-1")
     ExampleStore(database).withdraw("Writer 3", by="x")
-    ended = await work_one(queue, job.id, handlers(Box(settings, database))) if broken_off else await doing  # type: ignore[arg-type]
-    assert ended.error is not None and "withdrawn while OpenAI had them: its job was ended" in ended.error["message"]
-    assert far.jobs["ftjob-1"]["status"] == "cancelled" and far.files == {}
+    told = await work_one(queue, job.id, handlers(Box(settings, database))) if broken_off else await doing  # type: ignore[arg-type]
+    assert told.error is not None and "withdrawn while OpenAI had them: its job was ended" in told.error["message"]
+    assert far.jobs["ftjob-1"]["status"] == ended and far.files == {}
+    assert ended == "cancelled" or not [name for name in far.models if name.startswith("ft:")]
     assert Registry(settings.models).list() == [] and not tuner.kept.get(prepared.id).lies_there
 
 
