@@ -7,13 +7,14 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from appliance.errors import Unsupported
-from appliance.proof import features, space
+from appliance.proof import features, libraries, space
 from appliance.proof.driver import BARE, CONTROL, SHUT
 from appliance.proof.page import Proof
 from appliance.settings import CLONE
@@ -175,6 +176,18 @@ def test_the_page_is_one_page_without_the_machines_name(proof: dict[str, Any]) -
     assert platform.node() not in page or len(platform.node()) < 4
     assert proof["at"] in page and f"transformers {proof['versions']['transformers']}" in page
     assert "chat in the pages" in proof["told"], "it says how far it is"
+
+
+def test_a_library_that_waits_is_told_from_one_that_works() -> None:
+    """On a machine with other work importing takes long, and is no waiting for a name server."""
+
+    def work() -> None:
+        ends = time.thread_time() + 0.3
+        while time.thread_time() < ends:
+            pass
+
+    assert libraries._make("idle", lambda: time.sleep(0.3))["waited"] > 0.25
+    assert libraries._make("busy", work)["waited"] < 0.15
 
 
 def test_every_page_of_the_box_is_looked_at_or_has_its_reason() -> None:

@@ -29,7 +29,7 @@ from appliance.proof.wire import INTERNET, Wire
 
 PORT, HTTPS = 8080, 443
 CONTROL, SHUT, BARE = "control", "air-gapped", "air-gapped, without the libraries' switches"
-# In the order of the first run, so that each finds loaded what it found loaded then, and their times can be compared.
+# In the order of the first run, so that each finds loaded what it found loaded then, and their waits can be compared.
 SOME_LIBRARIES = ("torch", "transformers", "peft", "datasets", "trl", "sentence_transformers", "openai", "litellm", "dspy")
 WAIT = 5.0  # seconds: nothing may wait longer for a name server that is dead
 UNWALLED = "from huggingface_hub import hf_hub_download; hf_hub_download('school/model', 'config.json')"
@@ -144,10 +144,10 @@ class Driver:
         self._step(BARE, "were there attempts to stop?", partial(_some, refused))
 
     def _libraries(self, first: Box, bare: Box) -> str:
-        took = {one["library"]: one["seconds"] for one in json.loads((first.work / "libraries.json").read_text("utf-8"))}
+        waited = {one["library"]: one["waited"] for one in json.loads((first.work / "libraries.json").read_text("utf-8"))}
         done = bare.python([sys.executable, "-m", "appliance.proof.libraries", *SOME_LIBRARIES])
         lines = [json.loads(line) for line in done.stdout.splitlines()]
-        slow = [one["library"] for one in lines if one["seconds"] > WAIT + 3 * took.get(one["library"], 0)]
+        slow = [one["library"] for one in lines if one["waited"] > WAIT + 3 * waited.get(one["library"], 0)]
         if done.returncode or len(lines) != len(SOME_LIBRARIES) or slow:
             raise ApplianceError(f"They could not be tried, or waited: {', '.join(slow) or done.stderr[-200:]}", "")
         reaching = [one["library"] for one in lines if one["refused"]]
