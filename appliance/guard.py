@@ -88,7 +88,7 @@ def listen_at(host: str) -> None:
 
 @contextlib.contextmanager
 def passing(host: str, port: int) -> Iterator[None]:
-    """For as long as this lasts, this process may look up or reach that host at that port. For `egress` alone."""
+    """For as long as this lasts, this process may look up or reach that host at that port. For `egress` and the doctor."""
     _passing[host, port] += 1
     try:
         yield

@@ -27,7 +27,7 @@ class Tuned:
     """kind: of a model, or "program". base: the model, or the module, that it was made from; "" where there is none.
 
     data: the digest of its dataset, rows: how many it has; "" and 0 where nobody knows. passed: what the gate said, None where
-    it was never judged. scores: before, after and difference as its report has them. cost: with its money, "" for none.
+    it was never judged. scores: before, after and difference as its report has them. cost: in money or time, "" for not known.
     aliases: what it serves as; a program, for its module.
     """
 
@@ -71,13 +71,23 @@ def _rows(database: Database) -> dict[str, int]:
 
 def _of_model(manifest: Manifest, counts: Mapping[str, int]) -> Tuned:
     report, hosted = manifest.report or {}, manifest.hosted or {}
-    cost = f"{hosted['cost']} {hosted.get('currency') or ''}".strip() if hosted.get("cost") is not None else ""
     base = str(hosted.get("base") or manifest.base or (manifest.parents[0] if manifest.parents else ""))
     return Tuned(
         manifest.id, manifest.title, manifest.kind, _method(manifest), base,
-        manifest.dataset or "", counts.get(manifest.dataset or "", 0), _passed(report), _scores(report), cost, manifest.bytes,
-        manifest.created, manifest.aliases,
+        manifest.dataset or "", counts.get(manifest.dataset or "", 0), _passed(report), _scores(report),
+        _cost(report, hosted), manifest.bytes, manifest.created, manifest.aliases,
     )  # fmt: skip
+
+
+def _cost(report: Mapping[str, Any], hosted: Mapping[str, Any]) -> str:
+    """What it took to make a model, money elsewhere and time here; of one that was only connected, what its answers take."""
+    took = _training(report).get("train_seconds")
+    if isinstance(took, (int, float)):
+        return f"{took:.0f} s here"
+    if hosted.get("cost") is not None:
+        return f"{hosted['cost']} {hosted.get('currency') or ''}".strip()
+    price = hosted.get("price")
+    return f"{price['input']:g} in, {price['output']:g} out {price['currency']}/million tokens" if price else ""
 
 
 def _method(manifest: Manifest) -> str:
@@ -86,9 +96,13 @@ def _method(manifest: Manifest) -> str:
         return "connected" if plugin == "remote" else f"{plugin} {manifest.hosted.get('method') or ''}".strip()
     if manifest.kind == "base":
         return "starter" if manifest.starter else "imported"
-    training = (manifest.report or {}).get("training")
-    how: Any = training.get("method") if isinstance(training, Mapping) else None
+    how = _training(manifest.report or {}).get("method")
     return f"huggingface {how or ''}".strip() + (", merged" if manifest.kind == "merged" else "")
+
+
+def _training(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = report.get("training")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _of_program(program: Program) -> Tuned:

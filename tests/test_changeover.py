@@ -6,6 +6,7 @@ units, start and stop what answers. The whole of it is played on a booted Debian
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import itertools
@@ -244,18 +245,12 @@ def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], N
     monkeypatch.setattr(sys, "path", [*sys.path])
     spec.loader.exec_module(main)
     for name in (
-        "debian_packages",
-        "user_and_folders",
-        "settings",
-        "keep_key",
-        "units",
-        "proxy",
-        "trust_page",
-        "start",
-        "tell",
-    ):
+        "debian_packages", "user_and_folders", "settings", "keep_key", "units", "proxy", "trust_page", "start", "measure",
+        "doctor", "tell",
+    ):  # fmt: skip
         monkeypatch.setattr(box, name, lambda *_given: None)
     monkeypatch.setattr(main, "_look", lambda *_given: None)
+    monkeypatch.setattr(main.bundled, "refuse_unfit", lambda *_given, **_named: None)
     monkeypatch.setattr(shutil, "chown", lambda *_given: None)
     tools = machine.folder / "bin"
     (tools / "python3").write_text(PYTHON.format(python=sys.executable))
@@ -274,7 +269,11 @@ def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], N
     (bundle / "VERSION").write_text(json.dumps({"version": NEW}))
     for name in ("README.md", "LICENSE", "SHA256SUMS"):
         (bundle / name).touch()
-    return lambda: main.install(bundle, bundle, changes.Changes(dry=False), name="box", agreed=True, backed_up=True)
+    given = argparse.Namespace(
+        bundle=bundle, signed_by=bundle, dry_run=False, key=None, name="box", without_backup=False, old=False, yes=True,
+        certificate=None, selftest=0.0,
+    )  # fmt: skip
+    return lambda: main.install(given, changes.Changes(dry=False))
 
 
 def test_an_upgrade_that_is_killed_at_any_step_leaves_an_answering_box_and_the_same_command_ends_it(

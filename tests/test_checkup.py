@@ -28,7 +28,7 @@ from appliance.errors import NotFound
 from appliance.jobs import Jobs
 from appliance.network import Policy, host
 from appliance.registry import Registry
-from appliance.settings import Settings
+from appliance.settings import CLONE, Settings
 
 DAY = 86400.0
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,6 +160,27 @@ def test_the_doctor_may_look_at_the_box_s_own_doors_and_at_no_other(page: HTTPSe
     )
     assert done.stdout.splitlines() == ["They answer.", "refused"], done.stderr
     assert done.stderr.count("was refused") == 1, done.stderr
+
+
+GUARDED = """
+import sys
+from pathlib import Path
+from appliance import guard
+guard.install()
+from appliance.checkup import border
+from appliance.settings import CLONE, Settings
+nowhere = Path(sys.argv[1]) / "none"
+for host in ("127.0.0.1", "0.0.0.0", "localhost"):
+    assert border.pages(Settings(home=sys.argv[1], host=host, port=int(sys.argv[2])), nowhere).ok, host
+assert not guard.attempts, guard.attempts
+"""
+
+
+def test_the_doctor_hears_the_pages_from_behind_the_guard(page: HTTPServer, tmp_path: Path) -> None:
+    """As every command runs: its own look at this machine is no attempt to get out."""
+    command = [sys.executable, "-c", GUARDED, str(tmp_path), str(page.server_port)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(CLONE)})
+    assert done.returncode == 0, done.stderr
 
 
 def certificate(folder: Path, *, root_days: float, leaf_days: float) -> tuple[Path, Path]:

@@ -198,14 +198,42 @@ def test_no_module_is_longer_than_500_lines() -> None:
     assert not {str(path): length for path, length in lengths.items() if length > 500}
 
 
-def test_only_network_makes_http_clients() -> None:
-    wrong = [
-        str(path)
-        for path in PACKAGE.rglob("*.py")
-        if path.name != "network.py"
-        and ("httpx.Client(" in path.read_text("utf-8") or "httpx.AsyncClient(" in path.read_text("utf-8"))
-    ]
-    assert not wrong
+# Who opens connections, and how: the door, the way out, the doctor's look at the box's own pages, and the proof's outside.
+OPENING = {
+    "network.py": {"AsyncClient"}, "egress.py": {"open_connection"}, "proof/client.py": {"HTTPConnection"},
+    "checkup/border.py": {"HTTPConnection", "create_connection"},
+}  # fmt: skip
+OPENERS = {
+    "AsyncClient", "Client", "ClientSession", "FTP", "HTTPConnection", "HTTPSConnection", "IMAP4_SSL", "SMTP", "SMTP_SSL",
+    "create_connection", "open_connection", "urlopen", "urlretrieve",
+}  # fmt: skip
+WAYS_ROUND = {
+    "aiohttp",
+    "ftplib",
+    "imaplib",
+    "poplib",
+    "requests",
+    "smtplib",
+    "telnetlib",
+    "urllib.request",
+    "urllib3",
+    "websockets",
+}
+
+
+def test_only_the_door_and_the_way_out_open_connections() -> None:
+    found: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(parsed(path)):
+            called = node.func if isinstance(node, ast.Call) else None
+            name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+            owner = called.value.id if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) else ""
+            if name in OPENERS and not (name == "Client" and owner != "httpx"):
+                found.setdefault(path.relative_to(PACKAGE).as_posix(), set()).add(name)
+            imported = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            imported |= {node.module or ""} if isinstance(node, ast.ImportFrom) and not node.level else set()
+            assert not {one for one in imported if one in WAYS_ROUND or one.partition(".")[0] in WAYS_ROUND}, path
+    assert found == OPENING
 
 
 def test_every_module_says_what_it_is_for() -> None:

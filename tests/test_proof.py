@@ -7,16 +7,18 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from appliance.errors import Unsupported
-from appliance.proof import features, space
+from appliance.proof import features, libraries, space
 from appliance.proof.driver import BARE, CONTROL, SHUT
 from appliance.proof.page import Proof
 from appliance.settings import CLONE
+from tests.web.test_every_route import TABLE
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "CI"} | {"PYTHONPATH": str(CLONE)}
 
@@ -105,7 +107,18 @@ def proof(tmp_path_factory: pytest.TempPathFactory, starter_gguf: Path) -> dict[
     del starter_gguf  # its skip, where there is no starter
     own_space()
     folder = tmp_path_factory.mktemp("proof")
-    command = [sys.executable, "-m", "appliance", "network", "prove", str(folder / "proof.md"), "--quick", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "appliance",
+        "network",
+        "prove",
+        str(folder / "proof.md"),
+        "--quick",
+        "--idle",
+        "3",
+        "--json",
+    ]
     done = subprocess.run(command, env=ENVIRONMENT | {"TMPDIR": str(folder)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert not list(folder.glob("proof-*")), "nothing of the trial is left"
@@ -126,6 +139,9 @@ def test_first_seen_then_nothing_leaves(proof: dict[str, Any]) -> None:
     done = {name for part, name in steps if part == SHUT}
     assert {feature.name for feature in features.JOURNEY if not feature.long} <= done
     assert all(step["outside"] == {} for (part, _), step in steps.items() if part != CONTROL)
+    tried = {name for (part, name), step in steps.items() if part == SHUT and step["refused"]}
+    assert tried == {"try to get out from inside"}, "with the switches set nothing else even tries"
+    assert steps[SHUT, "stand idle"]["said"] == "3 s, and it serves" and steps[SHUT, "stand idle"]["seconds"] >= 3
     assert steps[SHUT, "chat in the pages"]["answers"] > 5, "a person on the LAN was answered meanwhile"
 
 
@@ -160,6 +176,29 @@ def test_the_page_is_one_page_without_the_machines_name(proof: dict[str, Any]) -
     assert platform.node() not in page or len(platform.node()) < 4
     assert proof["at"] in page and f"transformers {proof['versions']['transformers']}" in page
     assert "chat in the pages" in proof["told"], "it says how far it is"
+
+
+def test_a_library_that_waits_is_told_from_one_that_works() -> None:
+    """On a machine with other work importing takes long, and is no waiting for a name server."""
+
+    def work() -> None:
+        ends = time.thread_time() + 0.3
+        while time.thread_time() < ends:
+            pass
+
+    assert libraries._make("idle", lambda: time.sleep(0.3))["waited"] > 0.25
+    assert libraries._make("busy", work)["waited"] < 0.15
+
+
+def test_every_page_of_the_box_is_looked_at_or_has_its_reason() -> None:
+    """A page that is new has to be put into the proof, or here."""
+    plain = {path for method, path in TABLE if method == "GET" and "{" not in path and not path.startswith("/v1/")}
+    tried = {path.partition("?")[0] for path in (*features.SIGNED_IN, *features.ADMINISTRATORS)} | {"/", "/health", "/metrics"}
+    assert plain - tried == {
+        "/class", "/sign-in/code", "/sign-in/oidc", "/sign-in/oidc/again", "/sign-in/oidc/callback",  # other ways to sign in
+        "/safeguarding", "/safeguarding/alarm",  # the lead's alone
+        "/admin/compare", "/ready",  # need a comparison, and a probe
+    }  # fmt: skip
 
 
 def step(part: str, ok: bool = True, **outside: int) -> dict[str, Any]:

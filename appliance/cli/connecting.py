@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 @click.option("--ca-file", type=click.Path(path_type=Path), help="File with the authority of its certificate.")
 @click.option("--context", type=click.IntRange(min=0), default=0, help="Tokens that it holds, where it does not tell.")
 @click.option("--capacity", type=click.IntRange(1, 1000), default=4, show_default=True, help="Answers at once, of each server.")
+@click.option("--price", type=click.FloatRange(0), nargs=2, default=None, metavar="IN OUT", help="Of a million tokens, if any.")
+@click.option("--currency", default="", help="Of the price, such as EUR.")
 @command
 async def connect(
     out: Output, name: str, urls: tuple[str, ...], model: str, key_file: Path | None, ca_file: Path | None, context: int,
-    capacity: int,
+    capacity: int, price: tuple[float, float] | None, currency: str,
 ) -> int:  # fmt: skip
     """Make the model of another machine known here as NAME: any server that speaks OpenAI's dialect.
 
@@ -39,12 +41,15 @@ async def connect(
     from appliance.registry import check_id
 
     check_id(name)
+    if bool(currency) != (price is not None):
+        raise click.UsageError("A price needs its money, and money a price: --price IN OUT --currency EUR.")
     appliance = Appliance.open(out.settings)
     try:
         plugins.require(out.settings, remote.NAME)
         found = await remote.connect(
-            out.settings, name, urls, model=model, key_file=key_file, context=context, ca_file=ca_file, capacity=capacity
-        )
+            out.settings, name, urls, model=model, key_file=key_file, context=context, ca_file=ca_file, capacity=capacity,
+            price=price, currency=currency,
+        )  # fmt: skip
         made = appliance.registry.add_hosted(found)
         hosted: dict[str, Any] = made.hosted or {}
         servers = [str(one["url"]) for one in hosted["servers"]]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from appliance.cli.examples import erase_withdrawn, forget_programs, show_models
+from appliance.cli.tune_openai import say_what_was_sent
 from appliance.tables import collection_readers, conversations, feedback, flags, keys, memberships, turns
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def _erase(out: Output, appliance: Appliance, person: Person) -> dict[str, Any]:
         out.say(f"{counts['flags']} flagged messages stay with the safeguarding lead.")
     if rows or earlier:
         show_models(out, models)
+        say_what_was_sent(out, store)
     return {"id": person.id, **counts, "examples": len(rows), "runs": runs, "models": models, "waiting": waiting}
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.cli import tune_openai
 from appliance.cli.output import Output, command
 from appliance.cli.review import review
 
@@ -175,13 +176,16 @@ async def withdraw(out: Output, person: str, mentions: bool, yes: bool) -> int:
         forget_programs(out, appliance, {*ids, *trace.earlier})
         models = store.models_with({*ids, *trace.earlier}, appliance.registry)
         Erasures(out.settings).learn(appliance.database)
+        sent = tune_openai.say_what_was_sent(out, store)
     finally:
         await appliance.close()
     out.say(f"{len(ids)} rows are erased, and nothing of theirs comes back with an import.")
     if runs:
         out.say(f"The data of {len(runs)} tuning runs is erased; their reports stay: {', '.join(runs)}.")
     show_models(out, models)
-    out.result({"rows": ids, "mentions": len(trace.mentions), "runs": runs, "models": models, "waiting": waiting})
+    out.result(
+        {"rows": ids, "mentions": len(trace.mentions), "runs": runs, "models": models, "waiting": waiting, "sent": sent}
+    )  # fmt: skip
     return 75 if waiting else 0
 
 

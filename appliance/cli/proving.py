@@ -21,8 +21,12 @@ from appliance.errors import ApplianceError
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--quick", is_flag=True, help="Without the training: a minute instead of ten.")
+@click.option(
+    "--idle", type=click.FloatRange(0, 7 * 86400), default=None, metavar="SECONDS",
+    help="How long it also stands idle and is watched, such as 86400 for a day; 60 where left out, 2 with --quick.",
+)  # fmt: skip
 @command
-async def prove(out: Output, file: Path | None, quick: bool) -> int:
+async def prove(out: Output, file: Path | None, quick: bool, idle: float | None) -> int:
     """Do everything that the box can do, in a network of its own, and count what leaves.
 
     Prints one page: first what was sent on purpose and seen, then the box air-gapped, feature by feature. It uses a home of its
@@ -33,7 +37,8 @@ async def prove(out: Output, file: Path | None, quick: bool) -> int:
     words = await asyncio.to_thread(space.words)
     work = Path(tempfile.mkdtemp(prefix="proof-"))
     try:
-        steps, variables = await _trial(out, words, work, quick)
+        order = {"work": str(work), "quick": quick, "idle": idle if idle is not None else 2.0 if quick else 60.0}
+        steps, variables = await _trial(out, words, work, order)
     finally:
         await asyncio.to_thread(shutil.rmtree, work, True)
     proof = page.Proof(steps, variables, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), quick)
@@ -47,15 +52,14 @@ async def prove(out: Output, file: Path | None, quick: bool) -> int:
     return 0 if proof.passed else 1
 
 
-async def _trial(out: Output, words: list[str], work: Path, quick: bool) -> tuple[list[Any], list[str]]:
+async def _trial(out: Output, words: list[str], work: Path, order: dict[str, Any]) -> tuple[list[Any], list[str]]:
     """The steps of the trial, and which variables there were to take away."""
     from appliance.settings import CLONE
 
-    order = json.dumps({"work": str(work), "quick": quick})
     environment = os.environ | {"PYTHONPATH": str(CLONE)}
     with (work / "driver.log").open("wb") as log:
         child = await asyncio.create_subprocess_exec(
-            *words, sys.executable, "-m", "appliance.proof.driver", order,
+            *words, sys.executable, "-m", "appliance.proof.driver", json.dumps(order),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, limit=2**22,
         )  # fmt: skip
     try:

@@ -7,6 +7,7 @@ are `tune`'s; the work is `appliance.plugins.openai`'s, of which nothing is impo
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,14 @@ import click
 from appliance.cli.output import Output, command
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from appliance.app import Appliance
     from appliance.plugins.openai import OpenAIFineTuner, Prepared
+    from appliance.tuning.store import ExampleStore
 
 KINDS = ("tune openai",)
-VERBS = ("start", "status", "list", "cancel", "evaluate", "promote", "models")
+VERBS = ("start", "status", "list", "cancel", "delete", "evaluate", "promote", "models")
 
 
 @click.command(short_help="A model at OpenAI; off while air-gapped.")
@@ -36,21 +40,24 @@ VERBS = ("start", "status", "list", "cancel", "evaluate", "promote", "models")
 @click.option("--beta", type=click.FloatRange(0, 2, min_open=True), default=None, help="Of preference: nearness to the base.")
 @click.option("--seed", type=click.IntRange(min=0), default=None, help="Given to the service as it is.")
 @click.option("--dry-run", is_flag=True, help="Prepare the files and tell the cost; send nothing, ask nobody.")
+@click.option("--with-model", is_flag=True, help="Of delete: also the model that was made of the files.")
 @click.option("--confirm", default="", metavar="NAME", help="Who answers for what leaves the building: first and last name.")
 @command
 async def openai(out: Output, verb: str, id: str | None, **options: Any) -> int:
     """Fine-tuning by OpenAI; off while the box is air-gapped, and nothing is sent before somebody answers for it by name.
 
-    VERB is start (may be left out), status, list and cancel (of a job's ID), evaluate and promote (of a model's ID), models
-    (that the account may use).
+    VERB is start (may be left out), status, list and cancel (of a job's ID), delete (what a run sent, at OpenAI), evaluate and
+    promote (of a model's ID), models (that the account may use).
     """
     from appliance.cli.tune import METHODS, perform
     from appliance.plugins import require
 
     if not (verb == "start" and options["dry_run"]):  # to look at what would be sent needs no line
         require(out.settings, "openai")
-    if verb in ("status", "list", "cancel", "models"):
-        return await _ask(out, verb, id)
+    if verb == "delete" and id is None:
+        raise click.UsageError("Name it: delete RUN (see `appliance tune openai list`).")
+    if verb in ("status", "list", "cancel", "delete", "models"):
+        return await _ask(out, verb, id, with_model=options["with_model"])
     return await perform(out, METHODS["openai"], verb, id, options)
 
 
@@ -83,11 +90,12 @@ async def _send(out: Output, appliance: Appliance, tuner: OpenAIFineTuner, prepa
     from appliance.cli.tune import progress
     from appliance.cli.worker import handlers
     from appliance.jobs import Jobs
-    from appliance.plugins import openai_line
+    from appliance.plugins import openai_line, require_way_out
     from appliance.plugins.openai_work import LANE
 
     openai_line.key(out.settings)
     tuner.confirm(prepared, confirm)
+    require_way_out(out.settings)  # or the job would knock at a shut door for a while
     queue = Jobs(appliance.database, out.settings)
     job = queue.enqueue(KINDS[0], {"run": prepared.id}, lane=LANE, owner=unix_name())
     job = await see_through(out, queue, job, handlers(appliance), progress(out))
@@ -106,14 +114,18 @@ async def _send(out: Output, appliance: Appliance, tuner: OpenAIFineTuner, prepa
     return 0
 
 
-async def _ask(out: Output, verb: str, id: str | None) -> int:
+async def _ask(out: Output, verb: str, id: str | None, *, with_model: bool) -> int:
     from appliance.app import Appliance
     from appliance.plugins.openai import OpenAIFineTuner
 
     appliance = Appliance.open(out.settings)
     try:
         tuner = OpenAIFineTuner(out.settings, appliance.database)
-        return await {"status": _status, "list": _list, "cancel": _cancel, "models": _models}[verb](out, appliance, tuner, id)
+        asking: dict[str, Callable[[Output, Appliance, OpenAIFineTuner, str | None], Awaitable[int]]] = {
+            "status": _status, "list": _list, "cancel": _cancel, "delete": partial(_delete, models=with_model),
+            "models": _models,
+        }  # fmt: skip
+        return await asking[verb](out, appliance, tuner, id)
     finally:
         await appliance.close()
 
@@ -179,8 +191,36 @@ async def _cancel(out: Output, appliance: Appliance, tuner: OpenAIFineTuner, id:
             except Conflict:
                 continue  # it ended just then
     out.say(f"{run}: {status.status} at OpenAI. Files that were sent lie there for 30 days from when they were sent.")
+    out.say(f"`appliance tune openai delete {run}` deletes them now.")
     out.result(status)
     return 0
+
+
+async def _delete(out: Output, appliance: Appliance, tuner: OpenAIFineTuner, id: str | None, *, models: bool = False) -> int:
+    run = _run(appliance, tuner, id)
+    gone = await tuner.delete(run, models=models)
+    out.say(f"Deleted at OpenAI: {', '.join(gone)}." if gone else "Nothing of it lies at OpenAI any more.")
+    status = tuner.kept.get(run)
+    if status.tuned:
+        out.say(f"The model {status.tuned} was made of it and stays there: the same with --with-model deletes it.")
+    if models:
+        out.say("`appliance models remove ID` takes its name off this box as well.")
+    out.result({"run": run, "deleted": gone, "left": status.tuned})
+    return 0
+
+
+def say_what_was_sent(out: Output, store: ExampleStore) -> list[str]:
+    """Of rows that were withdrawn: which runs had sent them to OpenAI, and how they are deleted there; the runs."""
+    from appliance.plugins.openai_jobs import Kept
+
+    found = [one for one in Kept(out.settings).all() if one.lies_there and store.withdrawn_from(one.digest)]
+    for one in found:
+        out.say(
+            f"{one.run} sent them to OpenAI, where they lie until 30 days after that. Delete them there now: "
+            f"`appliance tune openai delete {one.run}`"
+            + (f"; with --with-model also what was made of them, {one.tuned}." if one.tuned else ".")
+        )
+    return [one.run for one in found]
 
 
 async def _models(out: Output, _appliance: Appliance, tuner: OpenAIFineTuner, _id: str | None) -> int:

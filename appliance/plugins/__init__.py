@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from appliance.errors import ApplianceError, Forbidden, NotFound, Unsupported
+from appliance.errors import ApplianceError, Forbidden, NotFound, Unreachable, Unsupported
+from appliance.jobs import held
 from appliance.network import Policy
 
 if TYPE_CHECKING:
@@ -30,14 +31,19 @@ def _nowhere(_settings: Settings) -> Sequence[Host]:
     return ()
 
 
+def _nothing(_settings: Settings) -> None:
+    return
+
+
 @dataclass(frozen=True, slots=True)
 class Plugin:
     """title: as a sentence names it. package: what has to be importable, "" for none; extra: of this distribution, brings it.
 
     network: whether it stays off while the box is air-gapped. hosts: which hosts it has to reach, each allowed by name.
+    check: raises what else it lacks on this box, such as a key; it asks nobody, and imports nothing of its package.
     handler: an unstarted handler for a hosted model's facts (`Manifest.hosted`), where it can serve one. price: what so many
-    tokens in and out of such a model cost, and in which money, where it knows. judge: judges a prompt program that it made
-    again: of the box, the program's id, and who is told how far it is; its report, with "passed".
+    tokens in and out of such a model cost, and in which money; None where it does not know. judge: judges a prompt program that
+    it made again: of the box, the program's id, and who is told how far it is; its report, with "passed".
     """
 
     name: str
@@ -46,8 +52,9 @@ class Plugin:
     extra: str = ""
     network: bool = True
     hosts: Callable[[Settings], Sequence[Host]] = _nowhere
+    check: Callable[[Settings], object] = _nothing
     handler: Callable[[Settings, Mapping[str, Any]], Handler] | None = None
-    price: Callable[[Settings, Mapping[str, Any], int, int], tuple[float, str]] | None = None
+    price: Callable[[Settings, Mapping[str, Any], int, int], tuple[float, str] | None] | None = None
     judge: Callable[[Any, str, Callable[[int, int], None]], Awaitable[Mapping[str, Any]]] | None = None
 
 
@@ -94,8 +101,12 @@ def states(settings: Settings) -> list[State]:
     for name, plugin in found.items():
         try:
             require(settings, name)
+            plugin.check(settings)
         except ApplianceError as error:
             listed.append(State(name, plugin.title, False, error.message, error.hint))
+        except Exception as error:  # noqa: BLE001 - a stranger's, as above
+            told = f"The plugin {name} cannot say what it needs ({type(error).__name__})."
+            listed.append(State(name, plugin.title, False, told, "Ask who wrote it, or do without it."))
         else:
             listed.append(State(name, plugin.title, True))
     return sorted(listed, key=lambda one: one.name)
@@ -127,6 +138,16 @@ def require(settings: Settings, name: str) -> Plugin:
     return plugin
 
 
+def require_way_out(settings: Settings) -> None:
+    """Raises Unreachable where the process that goes out for the box does not run: for the `check` of who needs it."""
+    if not held(settings.run / "egress.lock"):
+        raise Unreachable(
+            "The way out of the box is not running.",
+            "`appliance serve` starts it; so does `appliance egress`, or on an installed box: "
+            "systemctl enable --now appliance-egress.",
+        )
+
+
 def _is_there(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
@@ -142,5 +163,7 @@ def _require_network(settings: Settings, plugin: Plugin) -> None:
     if allowed and not missing:
         return
     closed = f"{plugin.title} is off while the box is air-gapped." if not allowed else f"{missing[0]} may not be reached."
-    wanted = " ".join(str(host) for host in missing[:1]) or "HOST"
-    raise Forbidden(closed, f"Where the school chooses to: `appliance network allow {wanted}`, on the box itself.")
+    which = (
+        f"`appliance network allow {missing[0]}`" if missing else "`appliance network allow HOST`, of a host that it may use"
+    )
+    raise Forbidden(closed, f"Where the school chooses to: {which}, on the box itself.")

@@ -73,7 +73,7 @@ class Asked:
     handler: Handler
     model: str
     context: int
-    price: Callable[[int, int], tuple[float, str]] | None = None
+    price: Callable[[int, int], tuple[float, str] | None] | None = None
 
 
 def check(box: Any, order: Order) -> None:
@@ -119,9 +119,9 @@ async def _optimise(
         folder=run.path, on_progress=tell,
     )  # fmt: skip
     report = {**done.report, "run": run.path.name}
-    if whom.price is not None:
-        amount, currency = whom.price(report["prompt"], report["completion"])
-        report |= {"cost": round(amount, 4), "currency": currency}
+    cost = whom.price(report["prompt"], report["completion"]) if whom.price is not None else None
+    if cost is not None:
+        report |= {"cost": round(cost[0], 4), "currency": cost[1]}
     await asyncio.to_thread(none_withdrawn, gone)
 
     def register() -> str:

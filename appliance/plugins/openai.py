@@ -16,8 +16,8 @@ from typing import Any
 from appliance.audit import Audit
 from appliance.db import Database
 from appliance.engine.handler import Handler, Usage
-from appliance.errors import BadInput, Forbidden
-from appliance.plugins import Plugin, require
+from appliance.errors import BadInput, Conflict, Forbidden
+from appliance.plugins import Plugin, require, require_way_out
 from appliance.plugins import openai_jobs as jobs
 from appliance.plugins import openai_line as line
 from appliance.plugins.openai_data import MethodName, Prepared, Wish, prepare
@@ -42,8 +42,15 @@ def _price(settings: Settings, hosted: Mapping[str, Any], prompt: int, completio
     return listed.of(str(hosted["model"])).answer(Usage(prompt, 0, completion)), listed.currency
 
 
+def _check(settings: Settings) -> None:
+    line.key(settings)
+    prices(settings)
+    require_way_out(settings)
+
+
 PLUGIN = Plugin(
-    "openai", "Fine-tuning by OpenAI", package="openai", extra="openai", hosts=line.hosts, handler=_handler, price=_price
+    "openai", "Fine-tuning by OpenAI", package="openai", extra="openai", hosts=line.hosts, check=_check, handler=_handler,
+    price=_price,
 )  # fmt: skip
 
 
@@ -92,10 +99,11 @@ class OpenAIFineTuner:
         person = " ".join(name.split())
         if len(person.split()) < 2 or len(person) > NAME_CHARACTERS or not person.isprintable():
             (host,) = line.hosts(self.settings)
-            cost = f"{prices(self.settings).money(prepared.cost)} by prices as of {prepared.dated}"
+            listed = prices(self.settings)
+            cost = f"{listed.money(prepared.cost)} by prices as of {prepared.dated}"
             raise Forbidden(
                 f"Nothing was sent: {prepared.train.rows} conversations would leave the building for {host}, for about {cost}, "
-                "and nobody has answered for that yet.",
+                f"and nobody has answered for that yet.{f' {listed.old}' if listed.old else ''}",
                 f"Read {prepared.leaving} and what lies beside it, check the prices, then add "
                 '--confirm "FIRST AND LAST NAME" to the command.',
             )
@@ -122,7 +130,7 @@ class OpenAIFineTuner:
         """How a run stands now; id: the run's or the job's. on_event: gets what the service has said since the last look."""
         status = self.kept.get(id)
         require(self.settings, "openai")
-        if not status.job:
+        if not status.job or status.status == jobs.DELETED:
             return status
         async with line.official_client(self.settings) as client:
             return await jobs.look(client, self.kept, status, on_event)
@@ -141,6 +149,22 @@ class OpenAIFineTuner:
         require(self.settings, "openai")
         async with line.official_client(self.settings) as client:
             return await jobs.cancel(client, self.kept, status)
+
+    async def delete(self, id: str, *, models: bool = False) -> Sequence[str]:
+        """Delete what a run sent, at the service; models: and what was made of it. The names of what went; it is audited.
+
+        Raises Conflict while a job needs the files, or the model serves here.
+        """
+        status = self.kept.get(id)
+        require(self.settings, "openai")
+        for one in Registry(self.settings.models).list() if models else ():
+            if "champion" in one.aliases and (one.hosted or {}).get("run") == status.run:
+                raise Conflict(f"{one.id} serves now.", "`appliance models rollback` first, then delete it.")
+        async with line.official_client(self.settings) as client:
+            gone = await jobs.delete(client, self.kept, status, models=models)
+        with self._database() as database:
+            Audit(database).note("delete at openai", status.run, {"gone": list(gone)})
+        return gone
 
     async def list_jobs(self, newest: int = 20) -> Sequence[dict[str, Any]]:
         """The newest jobs of the account, whoever started them: {id, run, status, model, tuned, created}."""

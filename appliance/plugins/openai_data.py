@@ -97,6 +97,17 @@ class Part:
         return f"examples-{self.sha256[:24]}.jsonl"
 
 
+def content_of(part: Part) -> bytes:
+    """What is sent: the very bytes that somebody answered for. Raises BadInput where the file holds others by now."""
+    try:
+        found = part.file.read_bytes()
+    except OSError as error:
+        raise from_os_error(error, f"reading {part.file.name}") from None
+    if hashlib.sha256(found).hexdigest() != part.sha256:
+        raise _changed(part.file.parent.name)
+    return found
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A run, ready to be sent once somebody has confirmed it. cost: of the training, as estimated, in `currency`."""
@@ -138,11 +149,15 @@ class Prepared:
             if any(part is not None and sha256_of(part.file) != part.sha256 for part in parts.values()):
                 raise ValueError
         except (OSError, TypeError, KeyError, ValueError, AttributeError):
-            raise BadInput(
-                f"What was prepared as {folder.name} is gone or was changed; nothing of it is sent.",
-                "Prepare it again: `appliance tune openai start --examples FILE --dry-run`.",
-            ) from None
+            raise _changed(folder.name) from None
         return made
+
+
+def _changed(run: str) -> BadInput:
+    return BadInput(
+        f"What was prepared as {run} is gone or was changed; nothing of it is sent.",
+        "Prepare it again: `appliance tune openai start --examples FILE --dry-run`.",
+    )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------
@@ -346,6 +361,7 @@ def _id(wish: Wish, digest: str, train: Part, validation: Part | None) -> str:
 
 def leaving(made: Prepared, listed: Prices, host: str) -> str:
     """What a person reads before they answer for it."""
+    old = f"{listed.old} " if listed.old else ""
     lines = [
         f"This would leave the building, for {host}, to tune {made.wish.model} ({made.wish.method}):",
         "",
@@ -359,9 +375,10 @@ def leaving(made: Prepared, listed: Prices, host: str) -> str:
         f"Kept here to judge the model: {made.held_out} conversations.",
         "",
         f"Cost: about {listed.money(made.cost)} for {made.epochs} passes over {made.train.tokens} tokens, carefully estimated,",
-        f"by prices as of {made.dated}. Check them before you confirm; where they differ, correct a copy of",
-        "appliance/content/openai.toml, name it in the setting openai_prices, and run this again.",
-        "At the other end the files are to be deleted after 30 days. A model that was made of them stays until it is deleted.",
+        f"by prices as of {made.dated}. {old}Check them before you confirm; where they differ,",
+        "correct a copy of appliance/content/openai.toml, name it in the setting openai_prices, and run this again.",
+        "At the other end the files are to be deleted after 30 days, a model that was made of them stays. Both can be deleted",
+        f"there before: `appliance tune openai delete {made.id} --with-model`.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from appliance.errors import ApplianceError, BadInput, NotFound, UnderWay, from_os_error
+from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, UnderWay, from_os_error
 from appliance.files import make_folder
 from appliance.plugins import openai_line as line
-from appliance.plugins.openai_data import Part, Prepared
+from appliance.plugins.openai_data import Part, Prepared, content_of
 from appliance.settings import Settings
 from appliance.tuning.run_folder import read_json, write_json
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-ENDED = frozenset({"succeeded", "failed", "cancelled"})
+DELETED = "deleted"  # our own word: the job had succeeded, and its model was deleted there at our wish
+ENDED = frozenset({"succeeded", "failed", "cancelled", DELETED})
 KEPT_SECONDS = 30 * 24 * 3600  # how long the files are to lie there
 LOOKED_AT = 1000  # of the newest files and jobs there, when one is looked for
 Row = dict[str, Any]
@@ -35,6 +36,7 @@ class Status:
     """How a run stands. status: "new" before there is a job, then the service's own word. cost in the money of the prices.
 
     attempt counts the jobs of the same run: another one only where somebody asks again after one that did not succeed.
+    digest: of the dataset, which says whose rows were sent. A file's id stands here as long as it lies there.
     """
 
     run: str
@@ -55,6 +57,12 @@ class Status:
     trained_tokens: int | None = None
     trouble: str = ""
     updated: float = 0.0
+    digest: str = ""
+
+    @property
+    def lies_there(self) -> bool:
+        """Whether files, or a model that was made of them, are at the service as far as is known here."""
+        return bool(self.train_file or self.validation_file or self.tuned)
 
     @property
     def ended(self) -> bool:
@@ -120,9 +128,13 @@ class Kept:
         try:
             known = self.get(prepared.id)
         except NotFound:
-            return self.put(Status(prepared.id, prepared.wish.model, confirmed_by=confirmed_by))
-        if known.status in ("failed", "cancelled"):
-            fresh = Status(known.run, known.model, attempt=known.attempt + 1, confirmed_by=confirmed_by)
+            return self.put(
+                Status(prepared.id, prepared.wish.model, confirmed_by=confirmed_by, digest=prepared.digest)
+            )  # fmt: skip
+        if known.ended and known.status != "succeeded":
+            fresh = Status(
+                known.run, known.model, attempt=known.attempt + 1, confirmed_by=confirmed_by, digest=prepared.digest
+            )  # fmt: skip
             return self.put(replace(fresh, train_file=known.train_file, validation_file=known.validation_file))
         return self.put(replace(known, confirmed_by=confirmed_by, trouble=""))
 
@@ -194,7 +206,7 @@ async def _file(client: AsyncOpenAI, known: str, part: Part) -> str:
         if seen >= LOOKED_AT:
             break
     made = await client.files.create(
-        file=(part.remote_name, part.file.read_bytes(), "application/jsonl"), purpose="fine-tune",
+        file=(part.remote_name, content_of(part), "application/jsonl"), purpose="fine-tune",
         expires_after={"anchor": "created_at", "seconds": KEPT_SECONDS},
     )  # fmt: skip
     return made.id
@@ -253,8 +265,49 @@ async def cancel(client: AsyncOpenAI, kept: Kept, status: Status) -> Status:
     return kept.put(replace(status, status=job.status, tuned=job.fine_tuned_model or ""))
 
 
+async def delete(client: AsyncOpenAI, kept: Kept, status: Status, *, models: bool) -> list[str]:
+    """Take its files off the service, and the models that were made of them where that is asked; the names of what went.
+
+    What is gone there already counts as gone. Raises Conflict where a job that is under way still needs them.
+    """
+    files = {status.train_file, status.validation_file} - {""}
+    needing = [one for one in kept.all() if not one.ended and (one.run == status.run or {one.train_file} & files)]
+    if any(one.job for one in needing):
+        raise Conflict(
+            f"{needing[0].run} is under way at OpenAI and needs these files.",
+            f"Let it end, or end it: `appliance tune openai cancel {needing[0].run}`.",
+        )
+    gone = [id for id in sorted(files) if await _gone(client.files.delete(id))]
+    for one in kept.all():
+        if {one.train_file, one.validation_file} & files:
+            kept.put(
+                replace(
+                    one, train_file="" if one.train_file in files else one.train_file,
+                    validation_file="" if one.validation_file in files else one.validation_file,
+                )
+            )  # fmt: skip
+    if models and status.tuned:
+        names = (status.tuned, *status.checkpoints)
+        gone += [name for name in names if await _gone(client.models.delete(name))]
+        kept.put(replace(kept.get(status.run), status=DELETED, tuned="", checkpoints=()))
+    return gone
+
+
+async def _gone(deleting: Awaitable[Any]) -> bool:
+    """Whether it was there until now."""
+    try:
+        await deleting
+    except Exception as error:
+        if getattr(error, "status_code", 0) != 404:
+            raise
+        return False
+    return True
+
+
 def failure(status: Status) -> ApplianceError:
     """Why a run that ended has no model."""
+    if status.status == DELETED:
+        return BadInput(f"The model of {status.run} was deleted at OpenAI.", "The command that began it makes it anew.")
     if status.status == "cancelled":
         return BadInput(f"The run {status.run} was cancelled.", "Run the same command again: its files need not be sent again.")
     why = status.trouble or "It does not say why."

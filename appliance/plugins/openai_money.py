@@ -16,6 +16,7 @@ import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from typing import Any
 
 from appliance.engine.handler import Message, Usage
@@ -24,6 +25,7 @@ from appliance.files import make_folder, write_atomically
 from appliance.settings import Settings
 
 MILLION = 1_000_000
+OLD_DAYS = 120  # after which a list of prices is said to be old
 MESSAGE_TOKENS, TALK_TOKENS = 4, 3  # of the marks around a message, and around a conversation
 # The service's own way with n_epochs "auto", as its guide to preparing data tells it.
 USUAL_EPOCHS, LEAST_SEEN, MOST_SEEN, MOST_EPOCHS = 3, 100, 25_000, 25
@@ -100,6 +102,12 @@ class Prices:
             f"Take one of {names}, or add it to a list of your own (the setting openai_prices).",
         )
 
+    @property
+    def old(self) -> str:
+        """A sentence where the list is so old that its prices may well be others by now; else ""."""
+        days = (datetime.now(UTC).date() - date.fromisoformat(self.dated)).days
+        return f"That list of prices is {days // 30} months old." if days > OLD_DAYS else ""
+
     def money(self, amount: float) -> str:
         return f"{amount:.2f} {self.currency}" if amount >= 0.01 or not amount else f"less than 0.01 {self.currency}"
 
@@ -110,7 +118,7 @@ def prices(settings: Settings) -> Prices:
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
         models = {name: _price(name, facts) for name, facts in raw["models"].items()}
-        return Prices(str(raw["dated"]), str(raw["currency"]), models)
+        return Prices(date.fromisoformat(str(raw["dated"])).isoformat(), str(raw["currency"]), models)
     except OSError as error:
         raise from_os_error(error, "reading the prices") from None
     except KeyError as error:

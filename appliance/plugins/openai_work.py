@@ -55,6 +55,7 @@ async def see_through(box: Box, run: str, tell: Tell) -> dict[str, Any]:
     """Until it has ended. Raises what stopped it; Forbidden where the policy was closed."""
     kept = Kept(box.settings)
     with kept.only(run):
+        await _none_withdrawn(box, kept, run)
         prepared = Prepared.load(box.settings.runs / run)
         try:
             status = await _follow(box, kept, prepared, tell)
@@ -76,9 +77,11 @@ async def _follow(box: Box, kept: Kept, prepared: Prepared, tell: Tell) -> Statu
     tries, since = 0, time.monotonic()
     while True:
         status = kept.get(prepared.id)
+        if status.status == jobs.DELETED:
+            return status
+        await _none_withdrawn(box, kept, status.run)
         try:
             if not status.job:
-                _none_withdrawn(box.database, prepared)
                 tell(_progress(status))
             require(box.settings, "openai")
             async with line.official_client(box.settings) as client:
@@ -99,6 +102,7 @@ async def _follow(box: Box, kept: Kept, prepared: Prepared, tell: Tell) -> Statu
         tries, since = 0, time.monotonic()
         tell(_progress(status))
         if status.ended:
+            await _none_withdrawn(box, kept, status.run)
             return status
         await asyncio.sleep(box.settings.openai_poll_seconds)
 
@@ -132,13 +136,30 @@ async def _end_there(box: Box, kept: Kept, run: str) -> None:
         box.note(f"not cancelled at OpenAI, where {status.job or 'it'} may go on: {why}")
 
 
-def _none_withdrawn(database: Database, prepared: Prepared) -> None:
-    gone = ExampleStore(database).withdrawn_from(prepared.digest)
-    if gone:
+async def _none_withdrawn(box: Box, kept: Kept, run: str) -> None:
+    """Raises Conflict where rows of a run have been withdrawn since it was prepared; what was sent is taken back then."""
+    status = kept.get(run)
+    gone = await asyncio.to_thread(ExampleStore(box.database).withdrawn_from, status.digest)
+    if not gone:
+        return
+    again = "Run the command again: it reads the examples anew, without them."
+    if not (status.job or status.lies_there):
+        raise Conflict(f"{len(gone)} rows of {run} have been withdrawn since; nothing was sent.", again)
+    told = f"{len(gone)} rows of {run} were withdrawn while OpenAI had them"
+    try:
+        async with asyncio.timeout(CANCEL_SECONDS), line.official_client(box.settings) as client:
+            status = await jobs.cancel(client, kept, status)
+            if status.job:  # it may have ended by itself: then its models have to be known
+                status = await jobs.look(client, kept, status, lambda _event: None)
+            await jobs.delete(client, kept, status, models=True)
+    except (ApplianceError, TimeoutError) as error:
+        why = error.message if isinstance(error, ApplianceError) else "OpenAI took too long to answer."
+        kept.put(replace(kept.get(run), trouble=f"Rows were withdrawn, and are still there: {why}"))
         raise Conflict(
-            f"{len(gone)} rows of {prepared.id} have been withdrawn since; nothing was sent.",
-            "Run the command again: it reads the examples anew, without them.",
-        )
+            f"{told}, and they could not be taken back: {why}",
+            f"As soon as the line is there: `appliance tune openai cancel {run}`, then `delete {run} --with-model`.",
+        ) from None
+    raise Conflict(f"{told}: its job was ended, and its files and what was made of them are deleted there.", again)
 
 
 def _progress(status: Status) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from appliance.accounts.secret_file import secret_in
 from appliance.engine.handler import Chunk, Health, Message, Request
 from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, ModelUnavailable, Unreachable, Unsupported
-from appliance.plugins import Plugin
+from appliance.plugins import Plugin, require_way_out
 from appliance.registry import Manifest
 
 if TYPE_CHECKING:
@@ -249,11 +249,13 @@ async def connect(
     context: int = 0,
     ca_file: Path | None = None,
     capacity: int = CAPACITY,
+    price: tuple[float, float] | None = None,
+    currency: str = "",
 ) -> Manifest:
     """What the registry takes for a model on these servers, once each has said that it has it.
 
-    model: its name there; "" takes the only one there is. context: tokens; 0 takes what the servers tell. Raises
-    ApplianceError.
+    model: its name there; "" takes the only one there is. context: tokens; 0 takes what the servers tell. price: of a million
+    tokens in and out, in `currency`, None where nobody knows or charges. Raises ApplianceError.
     """
     sizes: list[int] = []
     wanted = [checked(settings, url) for url in dict.fromkeys(urls)]
@@ -274,6 +276,8 @@ async def connect(
     files = {key: str(path.resolve()) for key, path in (("key_file", key_file), ("ca_file", ca_file)) if path is not None}
     servers = [{"url": url, "capacity": capacity} for url in wanted]
     hosted = {"plugin": NAME, "model": model, "servers": servers, "context": context, **files}
+    if price is not None:
+        hosted["price"] = {"input": price[0], "output": price[1], "currency": currency}
     title = f"{model} on {', '.join(sorted({urlsplit(url).hostname or '' for url in wanted}))}"
     return Manifest(id=name, kind="hosted", title=title, licence="not known", context=context, files={}, hosted=hosted)
 
@@ -291,4 +295,12 @@ def _unknown(model: str, url: str, names: Sequence[str]) -> ModelUnavailable:
     return ModelUnavailable(f"{url} does not serve {wanted}.", f"It lists: {listed}. Name one of them with --model.")
 
 
-PLUGIN = Plugin(NAME, "Another model server", handler=handler)
+def _price(_settings: Settings, hosted: Mapping[str, Any], prompt: int, completion: int) -> tuple[float, str] | None:
+    """By what the administrator wrote down as it was connected."""
+    price = hosted.get("price")
+    if price is None:
+        return None
+    return (prompt * price["input"] + completion * price["output"]) / 1e6, str(price["currency"])
+
+
+PLUGIN = Plugin(NAME, "Another model server", check=require_way_out, handler=handler, price=_price)

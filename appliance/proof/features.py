@@ -21,6 +21,13 @@ from appliance.settings import PACKAGE
 QUESTION = "Why are leaves green?"
 ROWS = "100"  # enough that the gate has something to judge
 SCENE = "calling-out-on-the-carpet"
+SIGNED_IN = ("/chat", "/library", "/me", "/me/password", "/me/second-step", "/keys", "/classes", "/about")
+ADMINISTRATORS = (
+    "/admin", "/admin/health", "/admin/settings", "/admin/audit", "/admin/jobs", "/admin/models", "/admin/retrain",
+    "/admin/people", "/admin/people/import", "/admin/people/export", "/chats?find=leaves", "/classes/archive", "/counts",
+    "/library/add", "/library/checks", "/practice", "/practice/mentors", "/practice/progress", "/practice/write", "/quotas",
+    "/review", "/standards", "/standards/file",
+)  # fmt: skip
 
 
 @dataclass
@@ -82,9 +89,9 @@ def ask(trial: Trial) -> str:
 def sign_in(trial: Trial) -> str:
     trial.client.page("/")
     trial.client.form("/setup", {"code": trial.code, "name": "Head of IT", "password": "four plain words here"})
-    for path in ("/chat", "/library", "/me", "/keys", "/classes", "/about"):
+    for path in SIGNED_IN:
         trial.client.page(path)
-    return "seven pages"
+    return f"{1 + len(SIGNED_IN)} pages"
 
 
 def chat(trial: Trial) -> str:
@@ -121,26 +128,24 @@ def practise(trial: Trial) -> str:
 
 
 def administer(trial: Trial) -> str:
-    pages = (
-        "/admin", "/admin/health", "/admin/settings", "/admin/audit", "/admin/jobs", "/admin/models", "/admin/people",
-        "/review", "/quotas", "/practice", "/chats?find=leaves",
-    )  # fmt: skip
-    missing = [path for path in pages if trial.client.send("GET", path).status not in (200, 303, 403)]
+    missing = [path for path in ADMINISTRATORS if trial.client.send("GET", path).status != 200]
     if missing:
         raise ApplianceError(f"No page at {', '.join(missing)}.", "")
-    return f"{len(pages)} pages"
+    return f"{len(ADMINISTRATORS)} pages"
 
 
 def programs(trial: Trial) -> str:
     trial.key = trial.box.run("keys", "create", "proof", "--scope", "admin")["key"]
     trial.client.api("/v1/models", trial.key)
+    if trial.client.send("GET", "/metrics", headers={"Authorization": f"Bearer {trial.key}"}).status != 200:
+        raise ApplianceError("/metrics gave no figures.", "")
     question = [{"role": "user", "content": QUESTION}]
     body = {"model": "default", "messages": question, "max_tokens": 24}
     answer = trial.client.api("/v1/chat/completions", trial.key, body)
     vectors = trial.client.api("/v1/embeddings", trial.key, {"model": "default", "input": "a leaf"})["data"]
     if not answer["choices"] or len(vectors[0]["embedding"]) < 100:
         raise ApplianceError("/v1 gave no answer or no vectors.", "")
-    return "models, chat, embeddings"
+    return "models, chat, embeddings, metrics"
 
 
 def examples(trial: Trial) -> str:
@@ -153,7 +158,7 @@ def examples(trial: Trial) -> str:
 
 
 def keep_house(trial: Trial) -> str:
-    """The commands that only read, or change one thing; those of a box without `backup` go without it."""
+    """The commands that only read, or change one thing."""
     commands: tuple[tuple[str, ...], ...] = (
         ("users", "list"), ("classes", "list"), ("quotas", "list"), ("standards", "list"), ("practice", "scenarios", "list"),
         ("modules", "list"), ("models", "list", "--fit"), ("jobs", "list"), ("settings", "--all"), ("status",),
@@ -195,24 +200,40 @@ def retrain(trial: Trial) -> str:
 
 
 def backup(trial: Trial) -> str:
-    if "No such command" in trial.box.try_out("backup", "--help").stderr:
-        return "not in this release"
-    trial.box.run("backup", "create", codes=(0, 1, 2))
-    return ""
+    """Made, proven, and restored beside the box."""
+    box, blank = trial.box, trial.box.work / "blank"
+    made = box.run("backup", "create", "--same-disk")
+    proof = box.run("backup", "verify", "latest")
+    box.run("backup", "restore", "latest", "--to", str(blank))
+    if proof["id"] != made["id"] or not (blank / "appliance.sqlite3").is_file():
+        raise ApplianceError("The backup that was made is not the one that was restored.", "")
+    return f"made, proven ({proof['files']} files, {proof['rows']} rows), restored beside the box"
+
+
+def look_after(trial: Trial) -> str:
+    """The doctor, the self-test and the file for a helper; the doctor finds the pages alive and the box shut."""
+    box = trial.box
+    found = {check["name"]: check for check in box.run("doctor", codes=(0, 1))["checks"]}
+    wrong = [name for name in ("Pages", "Engine", "Worker", "Database", "Air gap", "Audit record") if not found[name]["ok"]]
+    if wrong:
+        raise ApplianceError(f"The doctor is not content: {found[wrong[0]]['detail']}", "")
+    box.run("selftest", "--seconds", "2")
+    box.run("support-bundle", str(box.work / "helper.tar.gz"))
+    return f"{len(found)} checks, a self-test, a support bundle"
 
 
 def tune_elsewhere(trial: Trial) -> str:
     """The two methods that need a line are refused by policy."""
     rows = str(trial.box.work / "rows.jsonl")
     said = []
-    for method, words in (("openai", ("--examples", rows)), ("dspy", ("--examples", rows))):
+    for method, words in (("openai", ("--examples", rows, "--confirm", "Head Of-IT")), ("dspy", ("--examples", rows))):
         done = trial.box.try_out("tune", method, *words)
-        if done.returncode != 3:
-            raise ApplianceError(f"`appliance tune {method}` ended with {done.returncode}, and not refused.", "")
+        if done.returncode != 3 or "is off while the box is air-gapped" not in done.stderr:
+            raise ApplianceError(f"`appliance tune {method}` ended with {done.returncode}, and not refused by policy.", "")
         said.append(f"{method}: refused")
     done = trial.box.try_out("tune", "huggingface", "--examples", rows, "--base", "meta-llama/Llama-3.2-1B")
-    if done.returncode == 0:
-        raise ApplianceError("A base model that is not here was tuned.", "")
+    if done.returncode != 1 or "There is no model called" not in done.stderr:
+        raise ApplianceError(f"A base model that is not here: `appliance tune huggingface` ended with {done.returncode}.", "")
     return "; ".join([*said, "huggingface: a base from the hub is not fetched"])
 
 
@@ -271,7 +292,8 @@ JOURNEY = (
     Feature("evaluate, compare, export, promote", manage_models, long=True),
     Feature("retrain on reviewed rows", retrain, long=True),
     Feature("house-keeping commands", keep_house, long=True),
-    Feature("back up", backup, long=True),
+    Feature("back up, prove it, restore it", backup, long=True),
+    Feature("doctor, self-test, support bundle", look_after, long=True),
     Feature("tune openai, dspy, huggingface, air-gapped", tune_elsewhere),
     Feature("import and make every library", libraries),
     Feature("try to get out from inside", from_inside),

@@ -118,7 +118,10 @@ def rival_of(registry: Registry, candidate: Manifest) -> Manifest:
     if candidate.kind == "hosted" and "fallback" in registry.aliases():
         return registry.verify("fallback")
     if whole:
-        raise NotFound(f"There is nothing to judge {candidate.id!r} against.", "Name another model: --against ID.")
+        raise NotFound(
+            f"There is nothing to judge {candidate.id!r} against.",
+            f"Have one serve first, or name one: `appliance models evaluate {candidate.id} --against ID`.",
+        )
     return registry.verify(candidate.origin)
 
 

@@ -302,8 +302,11 @@ class ExampleStore:
             return {row.example: row.part for row in connection.execute(query.order_by(dataset_rows.c.example))}
 
     def withdrawn_from(self, digest: str) -> Sequence[str]:
-        """Rows of a dataset that were withdrawn since it was made: what is trained on it must not be promoted."""
-        gone = self.withdrawn()
+        """Rows of a dataset that were withdrawn since it was made, or whose author has: what learned them is not promoted."""
+        theirs = dataset_rows.c.author.in_(sa.select(sa.literal("person-") + withdrawals.c.person))  # also of no row here
+        with self._database.read() as connection:
+            query = sa.select(dataset_rows.c.example).where(dataset_rows.c.dataset == digest, theirs)
+            gone = self.withdrawn() | set(connection.execute(query).scalars())
         return [id for id in self.rows_of(digest) if id in gone]
 
     def models_with(self, ids: Iterable[str], registry: Registry) -> Sequence[Exposed]:

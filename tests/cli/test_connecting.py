@@ -14,7 +14,9 @@ import pytest
 from appliance.app import Appliance
 from appliance.cli import main
 from appliance.network import Policy
+from appliance.plugins import remote
 from appliance.prompts import load
+from appliance.registry import Registry
 from appliance.settings import Settings
 from tests.outside import allow
 from tests.plugins.far import far
@@ -52,7 +54,13 @@ async def test_a_model_of_another_machine_at_the_command_line(
         assert made == {"id": "district", "model": "big", "servers": [server.url[:-3]], "context": 8192}
         refused = (await run(settings.home, "models", "connect", "other", "--url", dead.url, code=1))["told"]
         assert refused[0].startswith(f"Error: {dead.url[:-3]}: ") and refused[1].startswith("Try: ")
+        words = ("models", "connect", "district", "--url", server.url, "--price", "0.5", "1.5")
+        assert "needs its money" in (await run(settings.home, *words, code=2))["told"][-1]
+        await run(settings.home, *words, "--currency", "EUR")
         (row,) = (await run(settings.home, "models", "list"))["models"]
+        assert row["cost"] == "0.5 in, 1.5 out EUR/million tokens"
+        hosted = Registry(settings.models).get("district").hosted or {}
+        assert remote.PLUGIN.price is not None and remote.PLUGIN.price(settings, hosted, 1_000_000, 2_000_000) == (3.5, "EUR")
         assert (row["id"], row["kind"], row["method"], row["format"], row["bytes"]) == (
             "district",
             "hosted",

@@ -291,7 +291,7 @@ def test_withdrawing_says_what_goes_and_which_model_had_it(tmp_path: Path) -> No
     assert sorted(path.name for path in data.parent.iterdir()) == ["report.json", "result.json"]
     again = json.loads(run(tmp_path, "withdraw", "Mo", "--yes", "--json").stdout)
     assert again == {
-        "rows": [], "mentions": 0, "runs": [], "waiting": False,
+        "rows": [], "mentions": 0, "runs": [], "waiting": False, "sent": [],
         "models": [{"id": "tuned-1", "aliases": ["champion"], "rows": 3, "through": ""}],
     }  # fmt: skip
     assert run(tmp_path, "import", tmp_path / "feedback.jsonl").stdout == "feedback.jsonl: 3 withdrawn before.\n"

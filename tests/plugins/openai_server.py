@@ -89,7 +89,8 @@ class Service:
         app.middleware("http")(self._gate)
         for method, path, answer in (
             ("GET", "/v1/models", self._models), ("GET", "/v1/files", self._list_files), ("POST", "/v1/files", self._upload),
-            ("GET", "/v1/files/{id}", self._file), ("GET", "/v1/fine_tuning/jobs", self._list_jobs),
+            ("GET", "/v1/files/{id}", self._file), ("DELETE", "/v1/files/{id}", self._delete_file),
+            ("DELETE", "/v1/models/{id}", self._delete_model), ("GET", "/v1/fine_tuning/jobs", self._list_jobs),
             ("POST", "/v1/fine_tuning/jobs", self._create), ("GET", "/v1/fine_tuning/jobs/{id}", self._look),
             ("POST", "/v1/fine_tuning/jobs/{id}/cancel", self._cancel),
             ("GET", "/v1/fine_tuning/jobs/{id}/events", self._events),
@@ -141,6 +142,17 @@ class Service:
         if id not in self.files:
             return refusal(404, f"No such File object: {id}")
         return JSONResponse(self._shown(self.files[id]))
+
+    async def _delete_file(self, id: str) -> Response:
+        if self.files.pop(id, None) is None:
+            return refusal(404, f"No such File object: {id}")
+        return JSONResponse({"id": id, "object": "file", "deleted": True})
+
+    async def _delete_model(self, id: str) -> Response:
+        if id not in self.models:
+            return refusal(404, f"The model '{id}' does not exist", "model_not_found")
+        self.models.remove(id)
+        return JSONResponse({"id": id, "object": "model", "deleted": True})
 
     async def _list_files(self, request: Request) -> Response:
         return self._page(request, [self._shown(one) for one in self.files.values()][::-1])

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from appliance import prompts
+from appliance.asking import ask_text
 from appliance.cli import group
 from appliance.cli.examples import erase_withdrawn
 from appliance.cli.output import Output
@@ -29,7 +30,8 @@ from appliance.settings import Settings
 from appliance.tuning.store import ExampleStore
 from appliance.web.server import create_app
 from tests.plugins.scripted import BAD, GOOD, ROWS, Connected, box_of, close_line, open_line, write
-from tests.web.conftest import BASE
+from tests.web.conftest import BASE, csrf
+from tests.web.test_pages import ask
 
 pytest.importorskip("dspy", reason="the extra [dspy] is not installed")
 NAME = "teacher_responder"
@@ -85,6 +87,40 @@ async def test_the_served_prompt_is_the_optimised_one_also_after_the_line_is_cut
     assert kept.report["run"] == Path(done["run"]).name and kept.report["dataset"] and kept.report["seconds"] > 0
     with pytest.raises(Forbidden):
         await dspy_job.work(box, order(rows), silent)
+
+
+async def test_the_page_answers_by_the_optimised_prompt(box: Any, rows: Path) -> None:
+    """A person signed in at the pages asks before and after, and once the line is cut; nothing else was done."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(box)), base_url=BASE) as person:
+        form = {"csrf": await csrf(person), "name": "Ms Green", "password": "correct horse battery"}
+        assert (await person.post("/setup", data=form | {"code": box.accounts.ensure_setup_code()})).status_code == 303
+        person.headers["x-csrf-token"] = await csrf(person, "/chat")
+        assert BAD in (await ask(person, "How do I sort these?"))["events"][-1][1]
+        done = await dspy_job.work(box, order(rows), silent)
+        assert GOOD in (await ask(person, "How do I sort those?"))["events"][-1][1]
+        served = prompts.from_program(box.chat.programs.export(done["id"]))
+        assert list(box.pool.requests[-1].messages) == served.render("How do I sort those?")
+        close_line(box.settings)
+        assert GOOD in (await ask(person, "And how do I sort them all?"))["events"][-1][1]
+
+
+@pytest.mark.parametrize("name", ["scenario_generator", "student_reaction", "assessment"])
+async def test_the_other_modules_are_served_as_optimised_too(box: Any, name: str) -> None:
+    """What words a rehearsal, writes a scene and marks one asks with the program that was promoted."""
+    me, file = box.accounts.local_administrator(), prompts.load(name)
+    inputs = dict(file.demonstrations[0].inputs)
+    program = file.as_program() | {"instructions": f"{file.instructions} Be brief.", "demonstrations": []}
+    made = box.chat.programs.add(me, program, report={"passed": True}, maker=dspy_job.MAKER)
+
+    async def asked() -> list[Message]:
+        await ask_text(box.chat, me, name, inputs)
+        return list(box.pool.requests[-1].messages)
+
+    assert await asked() == file.render(file.asked(inputs))
+    box.chat.programs.promote(me, made.id)
+    close_line(box.settings)
+    served = prompts.from_program(program)
+    assert await asked() == served.render(served.asked(inputs)) != file.render(file.asked(inputs))
 
 
 async def test_the_same_order_is_the_same_run_and_asks_nothing_twice(box: Any, rows: Path) -> None:

@@ -86,9 +86,33 @@ def test_while_air_gapped_each_verb_is_one_sentence_and_nothing_is_imported(
     assert far.calls == []
 
 
+def test_the_list_of_plugins_says_what_is_missing_one_after_another(
+    settings: Settings, run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line, the key, the way out; only then it is ready."""
+
+    def state() -> tuple[bool, str, str]:
+        found = {one["name"]: one for one in document(run(settings, "models", "plugins", "--json"))["plugins"]}
+        return tuple(found["openai"][name] for name in ("ready", "message", "hint"))  # type: ignore[return-value]
+
+    ready, message, hint = state()
+    assert (ready, message) == (False, "The way out of the box is not running.") and "appliance serve" in hint
+    with monkeypatch.context() as without:
+        without.delenv("APPLIANCE_OPENAI_KEY_FILE")
+        without.delenv("CREDENTIALS_DIRECTORY", raising=False)
+        ready, message, hint = state()
+    assert (ready, message) == (False, "The box has no key for OpenAI.") and "openai_key_file" in hint
+    with way_out(settings):
+        assert state() == (True, "", "")
+    settings.network.unlink()
+    assert "air-gapped" in state()[1]
+
+
 def test_shown_confirmed_followed_listed(tmp_path: Path, settings: Settings, far: Service, run: Callable[..., Done]) -> None:
     file = file_of(tmp_path / "rows.jsonl", rows(13))
     words = ("tune", "openai", "start", "--examples", str(file), "--suffix", "school")
+    shut = run(settings, *words, "--confirm", WHO)
+    assert shut.returncode == 1 and "Error: The way out of the box is not running." in shut.stderr and far.calls == []
     with way_out(settings):
         dry = document(run(settings, *words, "--dry-run", "--json"))
         assert not dry["sent"] and dry["train"]["rows"] >= 10 and far.calls == []
@@ -116,6 +140,26 @@ def test_shown_confirmed_followed_listed(tmp_path: Path, settings: Settings, far
     )
     shown = run(settings, "settings", "--all")
     assert KEY not in shown.stdout and "openai_budget" in shown.stdout
+
+
+def test_whoever_withdraws_is_told_what_lies_there_and_it_is_deleted(
+    tmp_path: Path, settings: Settings, far: Service, run: Callable[..., Done]
+) -> None:
+    made = [row | {"author": f"Writer {number}", "licence": "CC BY 4.0"} for number, row in enumerate(rows(13))]
+    words = ("tune", "openai", "start", "--examples", str(file_of(tmp_path / "rows.jsonl", made)), "--confirm", WHO)
+    with way_out(settings):
+        id = document(run(settings, *words, "--json"))["run"]
+        told = run(settings, "examples", "withdraw", "Nobody Known", "--yes")
+        assert told.returncode == 0 and "OpenAI" not in told.stdout
+        told = run(settings, "examples", "withdraw", "Writer 3", "--yes")
+        assert f"{id} sent them to OpenAI" in told.stdout and f"`appliance tune openai delete {id}`" in told.stdout
+        assert TUNED in told.stdout, "and what was made of them"
+        gone = run(settings, "tune", "openai", "delete", id)
+        assert "Deleted at OpenAI: file-1." in gone.stdout and f"The model {TUNED}" in gone.stdout and far.files == {}
+        assert document(run(settings, "tune", "openai", "delete", id, "--with-model", "--json"))["deleted"] == [TUNED]
+        again = document(run(settings, "examples", "withdraw", "Writer 3", "--yes", "--json"))
+        assert again["sent"] == [] and TUNED not in far.models
+        assert run(settings, "tune", "openai", "delete").returncode == 2, "which one has to be named"
 
 
 def test_a_wrong_key_is_told_and_a_job_is_cancelled_on_both_sides(

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,17 @@ def test_a_school_s_own_prices_hold(tmp_path: Path) -> None:
     file = tmp_path / "prices.toml"
     file.write_text((Settings().content / "openai.toml").read_text().replace("training = 5.00", "training = 7.00"))
     assert prices(Settings(home=tmp_path, openai_prices=file)).of(BASE).training == 7.0
+
+
+@pytest.mark.parametrize(("days", "said"), [(0, ""), (100, ""), (400, "That list of prices is 13 months old."), (-3, "")])
+def test_a_list_that_nobody_has_looked_at_for_long_says_so(tmp_path: Path, days: int, said: str) -> None:
+    file = tmp_path / "prices.toml"
+    dated = (datetime.now(UTC) - timedelta(days=days)).date().isoformat()
+    file.write_text((Settings().content / "openai.toml").read_text().replace("2025-10-01", dated))
+    assert prices(Settings(home=tmp_path, openai_prices=file)).old == said
+    file.write_text(file.read_text().replace(f'"{dated}"', '"last spring"'))
+    with pytest.raises(BadInput, match="cannot be read: Invalid isoformat"):
+        prices(Settings(home=tmp_path, openai_prices=file))
 
 
 def test_the_estimate_is_never_below_the_service_s_own_count(monkeypatch: pytest.MonkeyPatch) -> None:

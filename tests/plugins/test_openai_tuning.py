@@ -15,7 +15,7 @@ import pytest
 from appliance.audit import Audit
 from appliance.cli.worker import handlers
 from appliance.db import Database
-from appliance.errors import ApplianceError, BadInput, Busy, Forbidden, NotFound, Unreachable
+from appliance.errors import ApplianceError, BadInput, Busy, Conflict, Forbidden, NotFound, Unreachable
 from appliance.jobs import Job, Jobs, work_one
 from appliance.network import Policy
 from appliance.plugins import openai_work
@@ -24,6 +24,7 @@ from appliance.plugins.openai_line import Refused
 from appliance.plugins.openai_work import KIND, LANE
 from appliance.registry import Registry
 from appliance.settings import Settings
+from appliance.tuning.store import ExampleStore
 from tests.plugins.openai_server import BASE, KEY, TUNED, Cut, Service, connected, file_of, refusal, rows, service, slowly
 from tests.test_egress import egress
 
@@ -189,7 +190,8 @@ def test_what_would_leave_can_be_read_and_holds_nothing_else(
     assert all(json.loads(line).keys() == {"messages"} for line in text.splitlines())
     told = prepared.leaving.read_text()
     assert f"127.0.0.1:{far.port}" in told and "10 rows" in told and prepared.train.sha256 in told and "USD" in told
-    assert "by prices as of 2025-10-01. Check them before you confirm" in told and "openai_prices" in told
+    assert "by prices as of 2025-10-01. That list of prices is " in told and "months old. Check them before" in told
+    assert "openai_prices" in told and f"`appliance tune openai delete {prepared.id} --with-model`" in told
     assert "1 without consent, 1 licence does not allow it" in told and "10 email, 10 phone" in told
     assert far.calls == [] and prepared.cost > 0 and prepared.held_out == 0
 
@@ -248,6 +250,9 @@ async def test_what_was_changed_after_it_was_read_is_not_sent(
         file.write("{}\n")
     job = await work(settings, database, prepared)
     assert job.state == "failed" and job.error is not None and "was changed" in job.error["message"] and far.calls == []
+    with pytest.raises(BadInput, match="was changed"):  # by a program that read it before
+        await tuner.start_fine_tuning(prepared, confirm=WHO)
+    assert far.files == {} and far.count(UPLOAD) == 0
 
 
 # --- the far side refuses, fails, breaks off --------------------------------------------------------------------------
@@ -406,19 +411,103 @@ def egress_again(settings: Settings) -> Any:
     return egress(settings)
 
 
-async def test_withdrawn_rows_are_not_sent(
-    tuner: OpenAIFineTuner, far: Service, settings: Settings, database: Database, tmp_path: Path
-) -> None:
-    from appliance.tuning.store import ExampleStore
+def authored(folder: Path, count: int = 12) -> Path:
+    """Rows of as many writers, in a file that is in no store."""
+    made = [row | {"author": f"Writer {number}", "licence": "CC BY 4.0"} for number, row in enumerate(rows(count))]
+    return file_of(folder / "rows.jsonl", made)
 
-    made = [row | {"author": f"Writer {number}", "licence": "CC BY 4.0"} for number, row in enumerate(rows(12))]
-    file = file_of(tmp_path / "rows.jsonl", made)
-    store = ExampleStore(database)
-    store.import_rows(file, licence="", author="", trust_review=False, reviewer="x", pupils=None)
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_withdrawn_rows_are_not_sent(
+    tuner: OpenAIFineTuner, far: Service, settings: Settings, database: Database, tmp_path: Path, stored: bool
+) -> None:
+    """Whether the school's store has them, or only the file that was named."""
+    file, store = authored(tmp_path), ExampleStore(database)
+    if stored:
+        store.import_rows(file, licence="", author="", trust_review=False, reviewer="x", pupils=None)
     prepared = tuner.prepare_data(file)
     tuner.confirm(prepared, WHO)
     store.withdraw("Writer 3", by="x")
     job = await work(settings, database, prepared)
-    assert job.error is not None and "1 rows of" in job.error["message"] and far.calls == []
+    assert job.error is not None and "1 rows of" in job.error["message"] and "nothing was sent" in job.error["message"]
+    assert far.calls == []
     again = tuner.prepare_data(file)
     assert again.id != prepared.id and again.facts["left_out"] == {"withdrawn": 1}
+
+
+@pytest.mark.parametrize(("broken_off", "ended"), [(False, "cancelled"), (True, "cancelled"), (True, "succeeded")])
+async def test_rows_that_are_withdrawn_while_they_are_there_are_taken_back(
+    tuner: OpenAIFineTuner, far: Service, settings: Settings, database: Database, tmp_path: Path, broken_off: bool, ended: str
+) -> None:
+    """Job, files and model go there; also by the next process, once what was prepared here has been erased."""
+    prepared = tuner.prepare_data(authored(tmp_path))
+    far.script = ("running",) * 500
+    tuner.confirm(prepared, WHO)
+    queue, job = queued(settings, database, prepared)
+    doing = asyncio.create_task(work_one(queue, job.id, handlers(Box(settings, database))))  # type: ignore[arg-type]
+    await under_way(far, doing)
+    if broken_off:
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
+        shutil.rmtree(prepared.folder)
+    if ended == "succeeded":
+        far.script = (ended,)
+        far.models.append(f"{TUNED}:ckpt-step-50")
+        await far._look("ftjob-1")
+    ExampleStore(database).withdraw("Writer 3", by="x")
+    told = await work_one(queue, job.id, handlers(Box(settings, database))) if broken_off else await doing  # type: ignore[arg-type]
+    assert told.error is not None and "withdrawn while OpenAI had them: its job was ended" in told.error["message"]
+    assert far.jobs["ftjob-1"]["status"] == ended and far.files == {}
+    assert ended == "cancelled" or not [name for name in far.models if name.startswith("ft:")]
+    assert Registry(settings.models).list() == [] and not tuner.kept.get(prepared.id).lies_there
+
+
+async def test_what_cannot_be_taken_back_now_is_said_and_marked(
+    tuner: OpenAIFineTuner, far: Service, database: Database, tmp_path: Path
+) -> None:
+    prepared = tuner.prepare_data(authored(tmp_path))
+    far.script = ("running",) * 500
+    await tuner.start_fine_tuning(prepared, confirm=WHO)
+    ExampleStore(database).withdraw("Writer 3", by="x")
+    far.trouble["DELETE /v1/files/file-1"] = [refusal(500, "x")]
+    with pytest.raises(Conflict, match="could not be taken back: OpenAI cannot answer now") as caught:
+        await tuner.follow(prepared.id)
+    assert f"delete {prepared.id} --with-model" in caught.value.hint
+    kept = tuner.kept.get(prepared.id)
+    assert kept.lies_there and "are still there" in kept.trouble and len(far.files) == 1
+    assert await tuner.delete(prepared.id) == ["file-1"] and far.files == {} and not tuner.kept.get(prepared.id).lies_there
+
+
+async def test_what_was_sent_can_be_deleted_there_and_made_anew(
+    tuner: OpenAIFineTuner, far: Service, prepared: Prepared, settings: Settings, database: Database
+) -> None:
+    far.script = ("running",) * 500
+    await tuner.start_fine_tuning(prepared, confirm=WHO)
+    with pytest.raises(Conflict, match="is under way at OpenAI"):
+        await tuner.delete(prepared.id)
+    assert len(far.files) == 1
+    far.script = ("succeeded",)
+    assert (await work(settings, database, prepared)).state == "done"
+    assert await tuner.delete(prepared.id) == ["file-1"] and far.files == {} and TUNED in far.models
+    far.models.append(f"{TUNED}:ckpt-step-50")
+    assert await tuner.delete(prepared.id, models=True) == [TUNED, f"{TUNED}:ckpt-step-50"]
+    assert far.models == [BASE, "gpt-4o-mini-2024-07-18"] and await tuner.delete(prepared.id, models=True) == []
+    entries = [entry.facts["gone"] for entry in Audit(database).entries(thing=prepared.id) if entry.verb == "delete at openai"]
+    assert sorted(map(len, entries)) == [0, 1, 2]
+    assert (await tuner.check_status(prepared.id)).status == "deleted"
+    with pytest.raises(BadInput, match="was deleted at OpenAI"):
+        await tuner.follow(prepared.id)
+    tuner.confirm(prepared, WHO)
+    assert (await work(settings, database, prepared)).state == "done", "asked for again it is sent again"
+    assert len(far.files) == 1 and len(far.jobs) == 2
+
+
+async def test_a_model_that_serves_is_not_deleted(
+    tuner: OpenAIFineTuner, far: Service, prepared: Prepared, settings: Settings
+) -> None:
+    tuner.confirm(prepared, WHO)
+    made = await tuner.follow(prepared.id)
+    Registry(settings.models).promote(made["id"])
+    with pytest.raises(Conflict, match="serves now") as caught:
+        await tuner.delete(prepared.id, models=True)
+    assert "rollback" in caught.value.hint and TUNED in far.models and len(far.files) == 1

@@ -27,6 +27,8 @@ BROUGHT = {
     "misnamed": "from appliance.plugins import Plugin\nPLUGIN = Plugin('other', 'Another name')",
     "lacking": "from appliance.plugins import Plugin\n"
     "PLUGIN = Plugin('lacking', 'One that lacks', package='a_package.that_nobody_has', network=False)",
+    "failing": "from appliance.plugins import Plugin\n"
+    "PLUGIN = Plugin('failing', 'A failing one', network=False, check=lambda settings: settings.nothing)",
     "choosy": "from appliance.network import Host\nfrom appliance.plugins import Plugin\n"
     "PLUGIN = Plugin('choosy', 'A choosy one', hosts=lambda settings: [Host('api.choosy.example', 443)])",
 }
@@ -76,6 +78,7 @@ def test_a_strangers_plugin_is_found_and_a_broken_one_takes_nothing_with_it(sett
     assert {"openai", "dspy", "remote", "helpful"} <= set(plugins.installed())
     listed = {one.name: one for one in plugins.states(settings)}
     assert listed["helpful"].ready and not listed["remote"].ready
+    assert not listed["failing"].ready and "cannot say what it needs (AttributeError)" in listed["failing"].message
     for name, (message, hint) in NEEDS.items():
         assert listed[name].message == message and hint in listed[name].hint, name
         with pytest.raises(ApplianceError) as caught:
