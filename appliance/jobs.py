@@ -72,6 +72,7 @@ class Job:
 
 Tell = Callable[[dict[str, Any]], None]
 Handler = Callable[[Job, Tell], Awaitable[dict[str, Any]]]
+Turned = Callable[[str], None]
 
 
 class Jobs:
@@ -288,9 +289,13 @@ def held(path: Path) -> bool:
 # --- the ones who do it -------------------------------------------------------------------------------------------------
 
 
-async def work(jobs: Jobs, handlers: Mapping[str, Handler], lanes: Collection[str] = LANES, *, pause: float = 1.0) -> None:
+async def work(
+    jobs: Jobs, handlers: Mapping[str, Handler], lanes: Collection[str] = LANES, *, pause: float = 1.0,
+    turned: Turned = lambda _lane: None,
+) -> None:  # fmt: skip
     """Work all lanes, each one job at a time, until cancelled; then what runs goes back into the queue.
 
+    turned: told a lane each time that its loop comes round, which is every second or so, also while a job runs.
     Raises UnderWay where another process does this already.
     """
     with jobs.lock(jobs.worker()) as mine:
@@ -298,12 +303,13 @@ async def work(jobs: Jobs, handlers: Mapping[str, Handler], lanes: Collection[st
             raise UnderWay("A worker is running already for this box.", "Use that one, or choose another --home.")
         async with asyncio.TaskGroup() as group:
             for lane in lanes:
-                group.create_task(_work_lane(jobs, handlers, lane, pause))
+                group.create_task(_work_lane(jobs, handlers, lane, pause, turned))
 
 
-async def _work_lane(jobs: Jobs, handlers: Mapping[str, Handler], lane: str, pause: float) -> None:
+async def _work_lane(jobs: Jobs, handlers: Mapping[str, Handler], lane: str, pause: float, turned: Turned) -> None:
     later: dict[str, float] = {}  # id -> monotonic time before which it is left alone
     while True:
+        turned(lane)
         now = time.monotonic()
         not_yet = [id for id, when in later.items() if when > now]
         try:
@@ -311,7 +317,7 @@ async def _work_lane(jobs: Jobs, handlers: Mapping[str, Handler], lane: str, pau
                 with jobs.hold(lane):
                     # Not in a thread: told to stop between the claim and its work, nobody would put the job back.
                     job = jobs.claim(lane, list(handlers), but=not_yet)
-                    wait = await _do(jobs, job, handlers[job.kind]) if job is not None else None
+                    wait = await _do(jobs, job, handlers[job.kind], turned=turned) if job is not None else None
                     if job is not None and wait is not None:
                         later[job.id] = time.monotonic() + wait
                 continue
@@ -332,7 +338,9 @@ async def work_one(jobs: Jobs, id: str, handlers: Mapping[str, Handler], *, also
     return jobs.get(id)
 
 
-async def _do(jobs: Jobs, job: Job, handler: Handler, also: Tell = lambda _progress: None) -> float | None:
+async def _do(
+    jobs: Jobs, job: Job, handler: Handler, also: Tell = lambda _progress: None, turned: Turned = lambda _lane: None
+) -> float | None:
     """Do a claimed job and note how it ended; the seconds to leave it alone where it is not the time for it yet."""
     latest: dict[str, Any] = dict(job.progress)
 
@@ -345,7 +353,7 @@ async def _do(jobs: Jobs, job: Job, handler: Handler, also: Tell = lambda _progr
     jobs.note(job.id, f"{job.kind} begins, attempt {job.attempts}, process {os.getpid()}")
     task = asyncio.ensure_future(handler(job, tell))
     try:
-        await _watch(jobs, job.id, task, latest)
+        await _watch(jobs, job, task, latest, turned)
     except asyncio.CancelledError:  # this process is told to stop, not the job
         over = task.done()
         task.cancel()
@@ -382,18 +390,21 @@ def _ended(jobs: Jobs, job: Job, task: asyncio.Future[dict[str, Any]]) -> float 
     return None
 
 
-async def _watch(jobs: Jobs, id: str, task: asyncio.Future[dict[str, Any]], latest: dict[str, Any]) -> None:
+async def _watch(jobs: Jobs, job: Job, task: asyncio.Future[dict[str, Any]], latest: dict[str, Any], turned: Turned) -> None:
     """Wait for the task's end, write its progress down, and cancel it when it is asked to stop."""
     written, next_write = dict(latest), 0.0
     while not task.done():
         await asyncio.wait({task}, timeout=LOOK)
+        turned(job.lane)
         with contextlib.suppress(ApplianceError):  # a full disk stops the work where it must, not here
-            if not task.done() and await asyncio.to_thread(jobs.asked_to_stop, id):
+            if not task.done() and await asyncio.to_thread(jobs.asked_to_stop, job.id):
                 task.cancel()
-                await asyncio.wait({task})
+                while not task.done():  # as long as it takes: what it does cannot always be cut short
+                    await asyncio.wait({task}, timeout=LOOK)
+                    turned(job.lane)
             if latest != written and time.monotonic() >= next_write:
                 written, next_write = dict(latest), time.monotonic() + WRITE
-                await asyncio.to_thread(jobs.beat, id, written)
+                await asyncio.to_thread(jobs.beat, job.id, written)
 
 
 def _error(error: ApplianceError) -> dict[str, Any]:
