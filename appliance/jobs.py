@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import time
 import traceback
@@ -21,7 +22,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from appliance import errors
+from appliance import errors, logs
 from appliance.db import Database
 from appliance.errors import ApplianceError, Busy, Conflict, NotFound, UnderWay, from_os_error
 from appliance.settings import Settings
@@ -31,6 +32,7 @@ from appliance.tables import new_id
 LANES = ("heavy", "light", "outside")  # outside: this box waits for another machine's work, for hours
 MOST_ATTEMPTS = 5  # a job that broke off this often takes its process down with it
 LOOK = 0.5  # seconds between two looks at whether a running job shall stop
+_log = logging.getLogger("appliance.jobs")
 WRITE = 2.0  # seconds between two writings of its progress: each is a flush to disk
 
 
@@ -342,6 +344,24 @@ async def _do(
     jobs: Jobs, job: Job, handler: Handler, also: Tell = lambda _progress: None, turned: Turned = lambda _lane: None
 ) -> float | None:
     """Do a claimed job and note how it ended; the seconds to leave it alone where it is not the time for it yet."""
+    with logs.about(job.id):
+        _say("begins", job)
+        try:
+            return await _done(jobs, job, handler, also, turned)
+        finally:
+            with contextlib.suppress(ApplianceError):
+                _say("is left", jobs.get(job.id))
+
+
+def _say(what: str, job: Job) -> None:
+    """A line for the log. What its faults say, and what it works on, is told in the job's own record."""
+    facts = {"kind": job.kind, "state": job.state, "attempt": job.attempts}
+    if job.error:
+        facts["code"] = job.error["code"]
+    _log.info("a job %s", what, extra={"facts": facts})
+
+
+async def _done(jobs: Jobs, job: Job, handler: Handler, also: Tell, turned: Turned) -> float | None:
     latest: dict[str, Any] = dict(job.progress)
 
     def tell(progress: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -13,12 +14,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from appliance import logs
 from appliance.db import Database
+from appliance.engine.openai_compatible import OpenAICompatible
 from appliance.jobs import Jobs
+from appliance.network import socket_client
 from appliance.notify import Unit
 from appliance.registry import Registry
 from appliance.settings import Settings
@@ -55,7 +60,10 @@ def worker():
         return {}
     async def hang(job, tell):
         time.sleep(600)
-    module.handlers = lambda appliance: {"long": long, "hang": hang}
+    async def fails(job, tell):
+        from appliance.errors import BadInput
+        raise BadInput("CANARY is no question.", "Ask CANARY again.")
+    module.handlers = lambda appliance: {"long": long, "hang": hang, "fails": fails}
 
 globals()[sys.argv[3]]()
 main(sys.argv[1:])
@@ -181,6 +189,8 @@ def test_each_service_says_that_it_is_ready_when_it_is_that_it_lives_and_that_it
         for name, (systemd, _process) in services.items():
             systemd.until("READY=1")
             assert asked[name](), f"{name} was not ready when it said so"
+        with logs.about("0123456789abcdef"):
+            asyncio.run(OpenAICompatible(lambda: socket_client(prepared.engine_socket)).health())
         for name, (systemd, process) in services.items():
             systemd.until("WATCHDOG=1", 2)
             status = next(word for word in systemd.words() if word.startswith("STATUS="))
@@ -193,7 +203,15 @@ def test_each_service_says_that_it_is_ready_when_it_is_that_it_lives_and_that_it
             log = (tmp_path / name / "log").read_text()
             assert "Traceback" not in log, log
     assert not list(prepared.run.glob("*.starts")), "who was told to end has not failed"
+    told = [line["request"] for line in lines(tmp_path / "engine") if line.get("route") == "/health"]
+    assert told.count("0123456789abcdef") == 1, "the engine's line names what was asked of the other process"
+    assert len(set(told)) == len(told) > 1, "who does not say for whom it asks is told from the others"
     outside.close()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """What a service logged."""
+    return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
 
 
 def through(path: Path, host: str) -> bool:
@@ -247,7 +265,8 @@ def test_an_engine_whose_decode_loop_hangs_gives_no_sign_of_life_although_it_ans
 def test_a_worker_lives_through_a_long_job_and_not_through_one_that_holds_its_loop(prepared: Settings, tmp_path: Path) -> None:
     with closing(Database(prepared.database)) as database:
         queue = Jobs(database, prepared)
-        job = queue.enqueue("long", {"seconds": 600})
+        job = queue.enqueue("long", {"seconds": 600, "words": "CANARY"})
+        fails = queue.enqueue("fails", {}, lane="outside")
         with service(prepared, tmp_path / "worker", "worker", faulty=True) as (systemd, process):
             until(lambda: queue.get(job.id).state == "running")
             systemd.until("WATCHDOG=1", systemd.signs() + 4)
@@ -256,6 +275,12 @@ def test_a_worker_lives_through_a_long_job_and_not_through_one_that_holds_its_lo
             stuck = queue.enqueue("hang", {}, lane="light")
             until(lambda: queue.get(stuck.id).state == "running")
             systemd.silent(lambda: process.poll() is None)
+    told = [
+        (line["request"], line["message"], line["kind"], line["state"], line.get("code")) for line in lines(tmp_path / "worker")
+    ]
+    assert (job.id, "a job begins", "long", "running", None) in told
+    assert (fails.id, "a job is left", "fails", "failed", "bad_input") in told
+    assert "CANARY" not in (tmp_path / "worker" / "log").read_text() + (prepared.jobs / f"{job.id}.log").read_text()
 
 
 def test_who_comes_back_too_often_waits_longer_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,7 +260,7 @@ def _locked(path: Path) -> bool:
 def _logged(application: Any, settings: Settings, process: str) -> Any:
     """The application, with a line for each request where the setting asks for it."""
     logs.begin(process, settings.log_format)
-    return logs.Requests(application) if settings.log_format == "json" else application
+    return logs.Requests(application, believed=process == "engine") if settings.log_format == "json" else application
 
 
 def _logging(settings: Settings) -> dict[str, Any]:

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import checks
 import machine
+import probe
 import release
 from changes import Changes, Fault
 
@@ -56,6 +57,7 @@ def install(bundle: Path, signed_by: Path, changes: Changes, *, name: str, agree
     machine.settings(name, changes)
     machine.keep_key(signed_by, changes)
     machine.units(bundle, changes)
+    probe.walls(changes)
     machine.proxy(name, changes)
     machine.trust_page(changes)
     if before and before != version:
