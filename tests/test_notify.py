@@ -159,6 +159,12 @@ def engine_answers(settings: Settings) -> bool:
         return bool(engine.get("/health").json()["detail"] == "answers")
 
 
+async def asked_by_the_web_process(settings: Settings) -> None:
+    engine = OpenAICompatible(lambda: socket_client(settings.engine_socket))
+    assert (await engine.health()).ok
+    await engine.close()
+
+
 def held(path: Path) -> bool:
     with path.open("a") as handle:
         try:
@@ -190,7 +196,7 @@ def test_each_service_says_that_it_is_ready_when_it_is_that_it_lives_and_that_it
             systemd.until("READY=1")
             assert asked[name](), f"{name} was not ready when it said so"
         with logs.about("0123456789abcdef"):
-            asyncio.run(OpenAICompatible(lambda: socket_client(prepared.engine_socket)).health())
+            asyncio.run(asked_by_the_web_process(prepared))
         for name, (systemd, process) in services.items():
             systemd.until("WATCHDOG=1", 2)
             status = next(word for word in systemd.words() if word.startswith("STATUS="))

@@ -24,6 +24,7 @@ from release import DATA
 
 TRANSIENT = Path("/run/systemd/system")
 PLACE = Path("/run/appliance-probe")
+OPEN = Path("/var/cache/appliance-probe")
 # Behind these somebody else looks up names, or does other things with a network.
 FORWARDERS = (
     "/run/dbus/system_bus_socket",
@@ -125,9 +126,10 @@ def _answer(unit: str, name: str) -> list[str]:
 @contextlib.contextmanager
 def _place() -> Iterator[dict[str, Any]]:
     """What would be open to any process of this machine that has no walls: a folder, a file in /tmp, a port."""
-    shutil.rmtree(PLACE, ignore_errors=True)
-    (PLACE / "open").mkdir(parents=True)
-    os.chmod(PLACE / "open", 0o1777)
+    for folder, mode in ((PLACE, 0o755), (OPEN, 0o1777)):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        os.chmod(folder, mode)
     seen = Path("/tmp") / f"appliance-probe-{secrets.token_hex(8)}"
     seen.touch(mode=0o644)
     try:
@@ -136,13 +138,14 @@ def _place() -> Iterator[dict[str, Any]]:
             with socket.create_connection(("127.0.0.1", port), 3):
                 pass  # it can be reached from here
             yield {
-                "open": str(PLACE / "open"), "in tmp": str(seen), "network": os.readlink("/proc/self/ns/net"),
+                "open": str(OPEN), "in tmp": str(seen), "network": os.readlink("/proc/self/ns/net"),
                 "users": os.readlink("/proc/self/ns/user"),
                 "addresses": [["127.0.0.1", port, "tcp"], ["127.0.0.53", 53, "udp"], ["192.0.2.1", 443, "udp"], *_lan()],
             }  # fmt: skip
     finally:
         seen.unlink(missing_ok=True)
-        shutil.rmtree(PLACE, ignore_errors=True)
+        for folder in (PLACE, OPEN):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lan() -> list[list[Any]]:
