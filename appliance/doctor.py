@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from appliance.checkup import Check, border, kept, machine, saved
+from appliance.checkup.walls import walls
 from appliance.engine.pool import QUOTES
 from appliance.errors import ApplianceError
 
@@ -62,6 +63,7 @@ async def thorough(
         "Audit record": partial(kept.record, audit),
         "Pages": partial(border.pages, settings),
         "Certificates": border.certificates,
+        "Walls": walls,
     }
     quick = await checks(settings, database, pool, jobs, people, registry)
     slow = [*await _told("Engine", _engine(engine)), *await _all(more)]
