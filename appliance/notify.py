@@ -36,6 +36,7 @@ class Unit:
         self.every = int(period) / 1e6 / 4 if watched else 0.0
         self._mark = folder / f"{name}.starts"
         self._ready = 0.0  # when it first said that it can answer
+        self._proved = False
         self._next = 0.0
         self._status = ""
         if self.every:
@@ -65,7 +66,8 @@ class Unit:
             said.append("WATCHDOG=1")
         if said:
             self._send(said)
-        if now - self._ready > HEALTHY_SECONDS:
+        if not self._proved and now - self._ready > HEALTHY_SECONDS:
+            self._proved = True
             self._forget()
 
     def say(self, status: str) -> None:
