@@ -275,9 +275,9 @@ def test_a_worker_lives_through_a_long_job_and_not_through_one_that_holds_its_lo
         fails = queue.enqueue("fails", {}, lane="outside")
         with service(prepared, tmp_path / "worker", "worker", faulty=True) as (systemd, process):
             until(lambda: queue.get(job.id).state == "running")
-            systemd.until("WATCHDOG=1", systemd.signs() + 4)
+            systemd.until("WATCHDOG=1", systemd.signs() + 2)
             queue.cancel(job.id)  # which a thread does not heed
-            systemd.until("WATCHDOG=1", systemd.signs() + 4)
+            systemd.until("WATCHDOG=1", systemd.signs() + 2)
             stuck = queue.enqueue("hang", {}, lane="light")
             until(lambda: queue.get(stuck.id).state == "running")
             systemd.silent(lambda: process.poll() is None)
