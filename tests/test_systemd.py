@@ -193,8 +193,9 @@ def test_memory_is_left_to_serving_whatever_else_runs(gigabytes: int) -> None:
     assert most("worker") + starter + system + most("web") + most("egress") <= gigabytes * 1.1
     assert most("worker") + most("backup") + system + pages_at_rest <= gigabytes, "both at their worst in one night"
     assert most("engine") >= gigabytes - most("worker"), "a model may take what nobody else has"
-    high = {name: int(setting(name, "MemoryHigh").rstrip("%")) for name in ("worker", "retrain")}
-    assert high == {"worker": 45, "retrain": 45}, "slowed down before it is ended"
+    for name in LIMITS:
+        # `tuning.memory` plans with MemoryMax: a run that is allowed by it and slowed down by another limit would never end.
+        assert setting(name, "MemoryHigh") == ""
 
 
 def test_people_who_ask_come_first_for_processor_disk_and_memory() -> None:
