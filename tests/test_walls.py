@@ -99,7 +99,7 @@ def test_the_doctor_finds_a_service_that_lost_its_walls(running: Callable[[int],
     running(0)
     assert walls() is None, "nothing runs as a unit here"
     for words, told in (
-        (["sleep", "60"], "shares this machine's network"),
+        (["sleep", "60"], "has this machine's network"),
         (["unshare", "-n", "sleep", "60"], "any system call"),
     ):
         with subprocess.Popen(words) as process:
