@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from appliance.checkup import Check, border, kept, machine, saved
+from appliance.checkup.walls import walls
 from appliance.engine.pool import QUOTES
 from appliance.errors import ApplianceError
 
@@ -64,6 +65,7 @@ async def thorough(
         "Self-test": partial(machine.measured, settings),
         "Pages": partial(border.pages, settings),
         "Certificates": partial(border.certificates, settings),
+        "Walls": walls,
     }
     quick = await checks(settings, database, pool, jobs, people, registry)
     slow = [*await _told("Engine", _engine(engine)), *await _all(more)]

@@ -62,13 +62,17 @@ class Egress:
         self._held = 0
         self._lines: set[_Line] = set()
 
-    async def serve(self, listener: socket.socket) -> None:
-        """Until nothing is allowed any more, or cancelled. Raises ApplianceError where the policy can no longer be read."""
+    async def serve(self, listener: socket.socket, turned: Callable[[], None] = lambda: None) -> None:
+        """Until nothing is allowed any more, or cancelled. Raises ApplianceError where the policy can no longer be read.
+
+        turned: called each time that the policy was looked at and connections are taken.
+        """
         server = await asyncio.start_unix_server(self._handle, sock=listener, limit=_PIECE)
         try:
             while allowed := self._policy.allowed():
                 for line in [one for one in self._lines if one.host not in allowed]:
                     line.task.cancel()
+                turned()
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
             server.close()

@@ -130,8 +130,9 @@ def _reaching(given: tuple[Any, ...]) -> None:
         return  # an open connection, which was asked about as it was made
     family = given[0].family
     if family == socket.AF_UNIX:
-        path = os.path.realpath(os.fsdecode(address)) if isinstance(address, (str, bytes)) else ""
-        if path.startswith(_FORWARDERS):
+        path = os.fsdecode(address) if isinstance(address, (str, bytes)) else ""
+        # One that begins with a zero byte is no file's; no forwarder is known to listen at such.
+        if not path.startswith("\0") and (path := os.path.realpath(path)).startswith(_FORWARDERS):
             _refuse(path)
         return
     if family in _LOCAL:

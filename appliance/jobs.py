@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import time
 import traceback
@@ -21,7 +22,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from appliance import errors
+from appliance import errors, logs
 from appliance.db import Database
 from appliance.errors import ApplianceError, Busy, Conflict, NotFound, UnderWay, from_os_error
 from appliance.settings import Settings
@@ -31,6 +32,7 @@ from appliance.tables import new_id
 LANES = ("heavy", "light", "outside")  # outside: this box waits for another machine's work, for hours
 MOST_ATTEMPTS = 5  # a job that broke off this often takes its process down with it
 LOOK = 0.5  # seconds between two looks at whether a running job shall stop
+_log = logging.getLogger("appliance.jobs")
 WRITE = 2.0  # seconds between two writings of its progress: each is a flush to disk
 
 
@@ -72,6 +74,7 @@ class Job:
 
 Tell = Callable[[dict[str, Any]], None]
 Handler = Callable[[Job, Tell], Awaitable[dict[str, Any]]]
+Turned = Callable[[str], None]
 
 
 class Jobs:
@@ -288,9 +291,13 @@ def held(path: Path) -> bool:
 # --- the ones who do it -------------------------------------------------------------------------------------------------
 
 
-async def work(jobs: Jobs, handlers: Mapping[str, Handler], lanes: Collection[str] = LANES, *, pause: float = 1.0) -> None:
+async def work(
+    jobs: Jobs, handlers: Mapping[str, Handler], lanes: Collection[str] = LANES, *, pause: float = 1.0,
+    turned: Turned = lambda _lane: None,
+) -> None:  # fmt: skip
     """Work all lanes, each one job at a time, until cancelled; then what runs goes back into the queue.
 
+    turned: told a lane each time that its loop comes round, which is every second or so, also while a job runs.
     Raises UnderWay where another process does this already.
     """
     with jobs.lock(jobs.worker()) as mine:
@@ -298,12 +305,13 @@ async def work(jobs: Jobs, handlers: Mapping[str, Handler], lanes: Collection[st
             raise UnderWay("A worker is running already for this box.", "Use that one, or choose another --home.")
         async with asyncio.TaskGroup() as group:
             for lane in lanes:
-                group.create_task(_work_lane(jobs, handlers, lane, pause))
+                group.create_task(_work_lane(jobs, handlers, lane, pause, turned))
 
 
-async def _work_lane(jobs: Jobs, handlers: Mapping[str, Handler], lane: str, pause: float) -> None:
+async def _work_lane(jobs: Jobs, handlers: Mapping[str, Handler], lane: str, pause: float, turned: Turned) -> None:
     later: dict[str, float] = {}  # id -> monotonic time before which it is left alone
     while True:
+        turned(lane)
         now = time.monotonic()
         not_yet = [id for id, when in later.items() if when > now]
         try:
@@ -311,7 +319,7 @@ async def _work_lane(jobs: Jobs, handlers: Mapping[str, Handler], lane: str, pau
                 with jobs.hold(lane):
                     # Not in a thread: told to stop between the claim and its work, nobody would put the job back.
                     job = jobs.claim(lane, list(handlers), but=not_yet)
-                    wait = await _do(jobs, job, handlers[job.kind]) if job is not None else None
+                    wait = await _do(jobs, job, handlers[job.kind], turned=turned) if job is not None else None
                     if job is not None and wait is not None:
                         later[job.id] = time.monotonic() + wait
                 continue
@@ -332,8 +340,28 @@ async def work_one(jobs: Jobs, id: str, handlers: Mapping[str, Handler], *, also
     return jobs.get(id)
 
 
-async def _do(jobs: Jobs, job: Job, handler: Handler, also: Tell = lambda _progress: None) -> float | None:
+async def _do(
+    jobs: Jobs, job: Job, handler: Handler, also: Tell = lambda _progress: None, turned: Turned = lambda _lane: None
+) -> float | None:
     """Do a claimed job and note how it ended; the seconds to leave it alone where it is not the time for it yet."""
+    with logs.about(job.id):
+        _say("begins", job)
+        try:
+            return await _done(jobs, job, handler, also, turned)
+        finally:
+            with contextlib.suppress(ApplianceError):
+                _say("is left", jobs.get(job.id))
+
+
+def _say(what: str, job: Job) -> None:
+    """A line for the log. What its faults say, and what it works on, is told in the job's own record."""
+    facts = {"kind": job.kind, "state": job.state, "attempt": job.attempts}
+    if job.error:
+        facts["code"] = job.error["code"]
+    _log.info("a job %s", what, extra={"facts": facts})
+
+
+async def _done(jobs: Jobs, job: Job, handler: Handler, also: Tell, turned: Turned) -> float | None:
     latest: dict[str, Any] = dict(job.progress)
 
     def tell(progress: dict[str, Any]) -> None:
@@ -345,7 +373,7 @@ async def _do(jobs: Jobs, job: Job, handler: Handler, also: Tell = lambda _progr
     jobs.note(job.id, f"{job.kind} begins, attempt {job.attempts}, process {os.getpid()}")
     task = asyncio.ensure_future(handler(job, tell))
     try:
-        await _watch(jobs, job.id, task, latest)
+        await _watch(jobs, job, task, latest, turned)
     except asyncio.CancelledError:  # this process is told to stop, not the job
         over = task.done()
         task.cancel()
@@ -382,18 +410,21 @@ def _ended(jobs: Jobs, job: Job, task: asyncio.Future[dict[str, Any]]) -> float 
     return None
 
 
-async def _watch(jobs: Jobs, id: str, task: asyncio.Future[dict[str, Any]], latest: dict[str, Any]) -> None:
+async def _watch(jobs: Jobs, job: Job, task: asyncio.Future[dict[str, Any]], latest: dict[str, Any], turned: Turned) -> None:
     """Wait for the task's end, write its progress down, and cancel it when it is asked to stop."""
     written, next_write = dict(latest), 0.0
     while not task.done():
         await asyncio.wait({task}, timeout=LOOK)
+        turned(job.lane)
         with contextlib.suppress(ApplianceError):  # a full disk stops the work where it must, not here
-            if not task.done() and await asyncio.to_thread(jobs.asked_to_stop, id):
+            if not task.done() and await asyncio.to_thread(jobs.asked_to_stop, job.id):
                 task.cancel()
-                await asyncio.wait({task})
+                while not task.done():  # as long as it takes: what it does cannot always be cut short
+                    await asyncio.wait({task}, timeout=LOOK)
+                    turned(job.lane)
             if latest != written and time.monotonic() >= next_write:
                 written, next_write = dict(latest), time.monotonic() + WRITE
-                await asyncio.to_thread(jobs.beat, id, written)
+                await asyncio.to_thread(jobs.beat, job.id, written)
 
 
 def _error(error: ApplianceError) -> dict[str, Any]:

@@ -7,10 +7,13 @@ no query, no id, nothing that was typed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import re
 import sys
 import time
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # They put a fault with all its words into what they log.
 WORDY = ("asyncio", "uvicorn.error", "concurrent.futures")
+HEADER = b"x-request-id"  # by which the web process tells the engine for which of its requests it asks
+_ID = re.compile(rb"[0-9A-Za-z_-]{1,32}")
 _request: ContextVar[str] = ContextVar("request", default="")
 _log = logging.getLogger("appliance.requests")
 
@@ -37,6 +42,21 @@ def begin(process: str, form: str) -> None:
         handler.setFormatter(Lines(process))
         logging.getLogger().handlers[:] = [handler]
         logging.getLogger("appliance").setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def about(id: str) -> Iterator[None]:
+    """The id of a request or a job, which stands in every line that is written meanwhile."""
+    before = _request.set(id)
+    try:
+        yield
+    finally:
+        _request.reset(before)
+
+
+def current() -> str:
+    """The id of what is being done here; "" where it has none."""
+    return _request.get()
 
 
 def _without_words(record: logging.LogRecord) -> bool:
@@ -73,16 +93,24 @@ class Lines(logging.Formatter):
 
 
 class Requests:
-    """Outermost: a line for each request, once it is answered, and an id that stands in every line written meanwhile."""
+    """Outermost: a line for each request, once it is answered, and an id that stands in every line written meanwhile.
 
-    def __init__(self, app: ASGIApp) -> None:
+    believed: whoever asks is a process of the box, and may say for which request of its own.
+    """
+
+    def __init__(self, app: ASGIApp, *, believed: bool = False) -> None:
         self._app = app
+        self._believed = believed
+
+    def _id(self, scope: Scope) -> str:
+        told = next((value for name, value in scope["headers"] if name == HEADER), b"") if self._believed else b""
+        return told.decode() if _ID.fullmatch(told) else new_id()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status, started, ours = 0, time.monotonic(), _request.set(new_id())
+        status, started, ours = 0, time.monotonic(), _request.set(self._id(scope))
 
         async def watched(message: Message) -> None:
             nonlocal status

@@ -84,7 +84,16 @@ def socket_client(socket: Path, timeout: float = 120.0) -> httpx.AsyncClient:
         base_url="http://engine",
         timeout=httpx.Timeout(timeout, connect=2.0),
         trust_env=False,
+        event_hooks={"request": [_for_which_request]},
     )
+
+
+async def _for_which_request(request: httpx.Request) -> None:
+    """The line of the log at the other end names what was asked of this process."""
+    from appliance import logs  # not before: it brings the database's library, and every child imports this file
+
+    if ours := logs.current():
+        request.headers[logs.HEADER.decode()] = ours
 
 
 # --- who may be dialled ------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Imports point one way: from a lower row to a higher one, leftwards along `<`, or within a folder.
 
 doors: web, cli (never each other); wiring: app; work: chat < practice, tuning < plugins, ...; nouns do not import each other;
-ground: errors < naming < files < settings < tables < logs < db < audit < erasures < redact < guard < tunnel < network <
-firewall < egress.
+ground: errors < naming < files < settings < notify < tables < logs < db < audit < erasures < redact < guard < tunnel <
+network < firewall < egress.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ GROUND = [
     "naming",
     "files",
     "settings",
+    "notify",
     "tables",
     "logs",
     "db",

@@ -149,3 +149,58 @@ def test_the_way_out_sees_nothing_of_the_box_and_stays_ended_while_nothing_is_al
     assert "SuccessExitStatus=3" in unit and "Restart=on-failure" in unit, "exit code 3 is the policy's: no crash loop"
     for name in ("web", "engine", "worker", "retrain", "backup"):
         assert "appliance-egress" not in (UNITS / f"appliance-{name}.service").read_text("utf-8"), "only a person starts it"
+
+
+# --- how they live together ------------------------------------------------------------------------------------------------
+LIVING = {"web": 120, "engine": 300, "worker": 300, "egress": 120}  # seconds without a sign of life
+MEMORY = re.compile(r"^MemoryMax=(\d+)([MG%])$", re.M)
+
+
+def setting(name: str, key: str, text: str = "") -> str:
+    found = re.findall(rf"^{key}=(.*)$", text or (UNITS / f"appliance-{name}.service").read_text("utf-8"), re.M)
+    return str(found[-1]) if found else ""
+
+
+@pytest.mark.parametrize("name", sorted(LIVING))
+def test_one_that_hangs_or_falls_is_started_again_for_as_long_as_it_takes(name: str) -> None:
+    assert setting(name, "Type") == "notify" and setting(name, "Restart") == ("on-failure" if name == "egress" else "always")
+    number, unit = re.fullmatch(r"(\d+)(min|s)", setting(name, "WatchdogSec")).groups()  # type: ignore[union-attr]
+    assert int(number) * {"min": 60, "s": 1}[unit] == LIVING[name]
+    assert setting(name, "TimeoutStartSec") == "15min", "or an update of a large database is killed half-way, again and again"
+    assert setting(name, "StartLimitIntervalSec") == "0", "a unit that is given up stays dead until somebody knows what to type"
+    assert setting(name, "LimitCORE") == "0", "what people wrote would lie on the disk"
+
+
+def test_systemd_knows_every_word_of_them() -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    units = sorted(UNITS.iterdir())
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    # The program is not installed where tests run: that is all it may miss.
+    assert [line for line in done.stderr.splitlines() if "appliance" in line and "is not executable" not in line] == []
+
+
+@pytest.mark.parametrize("gigabytes", [4, 16])
+def test_memory_is_left_to_serving_whatever_else_runs(gigabytes: int) -> None:
+    """Long work and a backup at their limits, beside the pages, the way out, the starter with its embedder, and the system."""
+
+    def most(name: str) -> float:
+        number, unit = MEMORY.search((UNITS / f"appliance-{name}.service").read_text("utf-8")).groups()  # type: ignore[union-attr]
+        return int(number) * {"M": 0.001, "G": 1.0, "%": gigabytes / 100}[unit]
+
+    starter, system, pages_at_rest = 0.7, 0.3, 0.3
+    assert most("worker") == most("retrain"), "the retraining is done by the worker: one of them works, the other waits"
+    assert most("worker") + starter + system + most("web") + most("egress") <= gigabytes * 1.1
+    assert most("worker") + most("backup") + system + pages_at_rest <= gigabytes, "both at their worst in one night"
+    assert most("engine") >= gigabytes - most("worker"), "a model may take what nobody else has"
+    for name in LIMITS:
+        # `tuning.memory` plans with MemoryMax: a run that is allowed by it and slowed down by another limit would never end.
+        assert setting(name.removeprefix("appliance-"), "MemoryHigh") == ""
+
+
+def test_people_who_ask_come_first_for_processor_disk_and_memory() -> None:
+    for key in ("CPUWeight", "IOWeight"):
+        serving = min(int(setting(name, key)) for name in ("web", "engine"))
+        assert serving >= 10 * max(int(setting(name, key)) for name in ("worker", "retrain", "backup")), key
+    order = [int(setting(name, "OOMScoreAdjust")) for name in ("web", "egress", "engine", "worker", "retrain", "backup")]
+    assert order == sorted(order) and order[2] < order[3], "where memory runs out, who serves goes last"

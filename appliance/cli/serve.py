@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance import guard, logs
+from appliance import guard, logs, notify
 from appliance.cli.output import Output, command
 from appliance.errors import ApplianceError, BadInput, Conflict, Forbidden
 from appliance.settings import Settings
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PORT = click.IntRange(1, 65535)
 LOOKED_THROUGH = 5.0  # seconds that looking through the database may keep people waiting; a proof reads all of it each week
+LOOK_SECONDS = 0.5  # between two looks at whether the work goes on
 
 
 @click.command()
@@ -82,6 +83,9 @@ async def web(out: Output, host: str | None, port: int | None, with_parent: bool
     from appliance.supervisor import check_port, end_with_parent
 
     settings = _with(out.settings, host, port)
+    unit = notify.Unit("web", settings.run)
+    if await told_to_stop_before(unit):
+        return 0
     inherited = _inherited()
     if inherited is None:
         check_port(settings.host, settings.port)
@@ -104,7 +108,7 @@ async def web(out: Output, host: str | None, port: int | None, with_parent: bool
         **_logging(settings), timeout_graceful_shutdown=5, timeout_keep_alive=15,
         h11_max_incomplete_event_size=64 * 1024, loop="asyncio", http=_patient(), ws="none", backlog=_backlog(),
     )  # fmt: skip
-    await _until_told_to_stop(uvicorn.Server(config))
+    await _until_told_to_stop(uvicorn.Server(config), unit)
     await appliance.close()
     return 0
 
@@ -123,6 +127,9 @@ async def engine(out: Output, with_parent: bool) -> int:
     from appliance.supervisor import end_with_parent
 
     settings = out.settings
+    unit = notify.Unit("engine", settings.run)
+    if await told_to_stop_before(unit):
+        return 0
     socket = settings.engine_socket
     if len(os.fsencode(socket)) > 100:
         raise BadInput(f"The path of the engine's socket is too long: {socket}.", "Choose a home folder with a shorter path.")
@@ -148,7 +155,7 @@ async def engine(out: Output, with_parent: bool) -> int:
                 _logged(application, settings, "engine"), fd=listener.fileno(), **_logging(settings),
                 timeout_graceful_shutdown=5, loop="asyncio", http=_patient(), ws="none", backlog=_backlog(),
             )  # fmt: skip
-            await _until_told_to_stop(uvicorn.Server(config))
+            await _until_told_to_stop(uvicorn.Server(config), unit, lambda: _advances(application))
         socket.unlink(missing_ok=True)
     await appliance.close()
     return 0
@@ -164,10 +171,15 @@ async def egress(out: Output, with_parent: bool) -> int:
     from appliance.supervisor import end_with_parent
 
     settings, policy = out.settings, Policy(out.settings.network)
+    unit = notify.Unit("egress", settings.run)
+    if await told_to_stop_before(unit):
+        return 0
     shut = Forbidden(
         "The box is air-gapped: no host is allowed, so nothing is forwarded.", "Allow one: `appliance network allow HOST:PORT`."
     )
     if not policy.allowed():
+        unit.beat()  # it is there, and has nothing to do: systemd takes one that ends before it was ready for a failure
+        unit.end("No host is allowed.")
         raise shut
     if with_parent:
         end_with_parent()
@@ -178,9 +190,12 @@ async def egress(out: Output, with_parent: bool) -> int:
         try:
             with _private_listener(path) as listener:
                 note(f"Forwarding to {', '.join(str(host) for host in sorted(policy.allowed()))}.")
-                stopped = await _unless_told_to_stop(Egress(policy, note).serve(listener))
+                stopped = await _unless_told_to_stop(
+                    Egress(policy, note).serve(listener, lambda: unit.beat("It forwards to the hosts that are allowed."))
+                )
         finally:
             path.unlink(missing_ok=True)
+    unit.end()
     if not stopped:
         raise shut
     return 0
@@ -208,6 +223,18 @@ def _inherited() -> int | None:
         if given.family != socketlib.AF_UNIX:
             raise BadInput("The socket that was handed over is no Unix socket.", "Use the unit appliance-web.socket as it is.")
     return 3
+
+
+async def told_to_stop_before(unit: notify.Unit) -> bool:
+    """Wait where this unit came back too often lately; whether it was told to stop meanwhile."""
+    delay = unit.delay()
+    if not delay:
+        return False
+    unit.say(f"It ended several times without being told to; it begins in {delay:.0f} s.")
+    stopped = await _unless_told_to_stop(asyncio.sleep(delay))
+    if stopped:
+        unit.end()
+    return stopped
 
 
 async def _unless_told_to_stop(work: Coroutine[Any, Any, None]) -> bool:
@@ -250,7 +277,7 @@ def _locked(path: Path) -> bool:
 def _logged(application: Any, settings: Settings, process: str) -> Any:
     """The application, with a line for each request where the setting asks for it."""
     logs.begin(process, settings.log_format)
-    return logs.Requests(application) if settings.log_format == "json" else application
+    return logs.Requests(application, believed=process == "engine") if settings.log_format == "json" else application
 
 
 def _logging(settings: Settings) -> dict[str, Any]:
@@ -274,11 +301,37 @@ def _backlog() -> int:
     return int(importlib.import_module("appliance.web.patience").backlog())
 
 
-async def _until_told_to_stop(server: Any) -> None:
-    """Serve until SIGTERM or SIGINT, and come back: uvicorn raises the signal again afterwards, and that would end us."""
+async def _until_told_to_stop(server: Any, unit: notify.Unit, advances: Callable[[], str] = lambda: "It answers.") -> None:
+    """Serve until SIGTERM or SIGINT, and come back: uvicorn raises the signal again afterwards, and that would end us.
+
+    advances: what the unit says of itself; "" where its work is where it was when that was asked last.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    await server.serve()
+    living = asyncio.create_task(_live(server, unit, advances))
+    try:
+        await server.serve()
+    finally:
+        living.cancel()
+        await asyncio.gather(living, return_exceptions=True)
+    if server.started:  # else it could not begin, which uvicorn has said
+        unit.end()
+
+
+async def _live(server: Any, unit: notify.Unit, advances: Callable[[], str]) -> None:
+    """Tell systemd that the server answers, from its own event loop: one that hangs tells nothing."""
+    while unit.watched and not server.should_exit:
+        if server.started and (status := advances()):
+            unit.beat(status)
+        await asyncio.sleep(min(LOOK_SECONDS, unit.every or LOOK_SECONDS) if server.started else 0.05)
+
+
+def _advances(application: Any) -> str:
+    """That the engine's decode loops come round, and what they serve. A model that is being loaded holds nobody up."""
+    loaded = application.state.loaded
+    if not loaded.advances():
+        return ""
+    return f"It serves {', '.join(loaded.ids())}." if loaded.ids() else "It answers; no model is loaded."
 
 
 def _say_code(out: Output, code: str | None) -> None:

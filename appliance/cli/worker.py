@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance import logs
+from appliance import logs, notify
 from appliance.cli.output import Output, command
 
 if TYPE_CHECKING:
@@ -30,27 +31,45 @@ NICENESS = 10  # people who ask come first
 async def worker(out: Output, with_parent: bool) -> int:
     """The worker process: tuning and other long work, one heavy and one light job at a time; and folders that are watched."""
     from appliance.app import Appliance
-    from appliance.jobs import Jobs, work
+    from appliance.cli.serve import told_to_stop_before
+    from appliance.jobs import LANES, Jobs, work
     from appliance.supervisor import end_with_parent
 
+    unit = notify.Unit("worker", out.settings.run)
+    if await told_to_stop_before(unit):
+        return 0
     appliance = Appliance.open(out.settings)
     if with_parent:
         end_with_parent()
     logs.begin("worker", out.settings.log_format)
     os.nice(NICENESS)
     queue = Jobs(appliance.database, out.settings)
-    working = asyncio.ensure_future(work(queue, handlers(appliance)))
+    working = asyncio.ensure_future(work(queue, handlers(appliance), turned=living(unit, LANES)))
     watching = asyncio.ensure_future(watch(appliance, queue))
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, working.cancel)
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await working
+        unit.end()
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         await appliance.close()
     return 0
+
+
+def living(unit: notify.Unit, lanes: Collection[str]) -> Callable[[str], None]:
+    """Tells systemd that the queue is worked: whenever the loops of all lanes have come round once more."""
+    missing = set(lanes)
+
+    def turned(lane: str) -> None:
+        missing.discard(lane)
+        if not missing:
+            missing.update(lanes)
+            unit.beat("It works the queue.")
+
+    return turned
 
 
 async def watch(appliance: Appliance, queue: Jobs) -> None:

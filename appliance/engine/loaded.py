@@ -70,6 +70,13 @@ class Tends(Protocol):
 
 
 @runtime_checkable
+class Steps(Protocol):
+    """A handler that computes in steps, and can tell one from the next; None between them, while there is nothing to do."""
+
+    def step(self) -> tuple[int, float] | None: ...
+
+
+@runtime_checkable
 class Chooses(Protocol):
     """A maker of handlers that has a choice of back ends, and may come to another one later."""
 
@@ -153,6 +160,7 @@ class Loaded:
         self._leaving: list[_Base] = []  # another back end took over; they answer who they are answering
         self._loading: dict[str, asyncio.Lock] = {}
         self._ended = False
+        self._steps: dict[int, tuple[int, float]] = {}  # at the last look
         self.newest = ""  # the id of the model that was used last
 
     @asynccontextmanager
@@ -351,6 +359,16 @@ class Loaded:
                 await base.handler.rest()
         if self._choice is not None:
             await self._follow(self._choice)
+
+    def advances(self) -> bool:
+        """Whether nothing is in the middle of the very step that it was in when this was asked last.
+
+        A long step is not told from one that hangs: who asks has to know how long one may last.
+        """
+        handlers = [base.handler for base in (*self._bases.values(), *self._leaving)]
+        at = {id(one): one.step() for one in handlers if isinstance(one, Steps)}
+        before, self._steps = self._steps, {key: step for key, step in at.items() if step is not None}
+        return not any(before.get(key) == step for key, step in self._steps.items())
 
     def ids(self) -> list[str]:
         """Bases and adapters in memory, sorted."""

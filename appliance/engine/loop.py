@@ -59,6 +59,7 @@ class Loop:
         self._told = -1  # the queue's version when everybody was last told their place
         self._guessed = self._right = 0  # tokens guessed ahead, and those of them that the model said
         self._busy = 0.0  # seconds while there was something to do
+        self._steps, self._inside = 0, False  # turns of the loop so far, and whether one is being taken now
         self._thread = threading.Thread(target=self._run, name=f"llama-{model}", daemon=True)
 
     # --- for the coroutines -------------------------------------------------------------------------------------------
@@ -107,6 +108,10 @@ class Loop:
         self.cache.unlearn(kind)
         self._llama.unlearn(kind)
 
+    def step(self) -> tuple[int, float] | None:
+        """What is being computed at this moment, by a number that never comes again; None while there is nothing to compute."""
+        return (self._steps, self._llama.seconds) if self._inside else None
+
     @property
     def idle(self) -> bool:
         return not self._running and not len(self._waiting)
@@ -137,8 +142,10 @@ class Loop:
         try:
             while True:
                 with self._wake:
+                    self._inside = False
                     while not (self._closing or self._running or len(self._waiting) or self._errands):
                         self._wake.wait()
+                    self._steps, self._inside = self._steps + 1, True
                     if self._closing:
                         break
                     errands, self._errands = self._errands, []
@@ -154,6 +161,7 @@ class Loop:
         except BaseException as error:  # noqa: BLE001 - whatever it was, nobody may be left waiting for ever
             self._fail(error)
         finally:
+            self._inside = False
             for job in self._running:
                 self._free_sampler(job)
             self._fail(ModelUnavailable("The model was unloaded.", "Ask again."))

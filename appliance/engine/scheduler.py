@@ -197,6 +197,10 @@ class LlamaHandler:
                 self._llama.close()
                 self._llama = None
 
+    def step(self) -> tuple[int, float] | None:
+        loop = self._loop
+        return None if loop is None else loop.step()
+
     async def rest(self) -> None:
         """While nobody asks: keep what came to be shared."""
         if self._keeper is not None and self._running().idle:

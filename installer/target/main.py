@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bundled
 import checks
 import machine
+import probe
 import release
 from changes import FULL, Changes, Fault
 
@@ -74,7 +75,10 @@ def install(given: argparse.Namespace, changes: Changes) -> None:
     machine.settings(name, changes)
     machine.keep_key(given.signed_by, changes)
     if not before or before == version:
-        machine.units(bundle, changes)  # in an upgrade they change with the release, and back with it
+        machine.units(bundle, changes)
+        probe.walls(changes)
+    else:  # in an upgrade they change with the release, and back with it
+        probe.walls(changes, bundle / "systemd")
     machine.proxy(name, changes)
     machine.trust_page(changes)
     if before and before != version:
