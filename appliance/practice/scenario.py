@@ -21,6 +21,7 @@ from appliance.practice.exchange import MOVES
 CONTENT = Path(__file__).parents[1] / "content" / "scenarios"
 CATEGORIES = ("behaviour", "misconception", "engagement", "inclusion", "parents", "assessment")
 PHASES = ("primary", "lower secondary", "upper secondary")
+SUBJECTS = ("history", "languages", "mathematics", "science")  # of the scenes that come with the box; a school's may have any
 # What a pupil can be heard to do; each needs at least one written line in a scenario (see `PupilSpec.lines`).
 SITUATIONS = ("holds", "wavers", "understands", "answers", "unsure", "off_task", "withdrawn", "warms")
 # Moves to which no belief yields: whoever is told, judged, flattered or shamed still thinks the same.

@@ -12,7 +12,7 @@ from pathlib import Path
 from appliance import openings, standards, teaching
 from appliance.practice import criteria, feedback, lesson, mentors, portfolio, rehearsals, scenes
 from appliance.practice.exchange import MOVES
-from appliance.practice.scenario import CATEGORIES, PHASES
+from appliance.practice.scenario import CATEGORIES, PHASES, SUBJECTS
 from appliance.web.show import ROOMS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -34,7 +34,7 @@ def sentences() -> set[tuple[str, str]]:
     opens = (*(text for texts in openings.SENTENCES.values() for text in texts), openings.NEAREST, openings.STARTER_HEADING)
     found |= {(text, "") for text in opens}
     # What a rehearsal counts, and by what scenes are chosen.
-    found |= {(text, "") for text in (*MOVES.values(), *CATEGORIES, *PHASES)}
+    found |= {(text, "") for text in (*MOVES.values(), *CATEGORIES, *PHASES, *SUBJECTS)}
     # What is told of a rehearsal, and the rubric of a generated scene.
     found |= {(text, "") for part in (feedback, criteria, portfolio) for text in part.SENTENCES}
     found |= {(text, "") for part in SPEAK for text in faults_of(Path(str(part.__file__)))} | {

@@ -10,7 +10,7 @@ from itertools import combinations
 import pytest
 
 from appliance.practice.exchange import MOVES
-from appliance.practice.scenario import CATEGORIES, CONTENT, PHASES, SITUATIONS, PupilSpec, Scenario, written
+from appliance.practice.scenario import CATEGORIES, CONTENT, PHASES, SITUATIONS, SUBJECTS, PupilSpec, Scenario, written
 
 # A scene names what helps somebody, never a label for them, and nobody is called names, in no line and in no description.
 LABELS = re.compile(
@@ -44,7 +44,7 @@ def test_there_are_enough_of_every_category_phase_and_subject() -> None:
     phases = Counter(one.phase for one in found)
     assert set(phases) == set(PHASES) and min(phases.values()) >= 6
     subjects = Counter(one.subject for one in found)
-    assert set(subjects) == {"mathematics", "science", "history", "languages", ""} and min(subjects.values()) >= 2
+    assert set(subjects) == {*SUBJECTS, ""} and min(subjects.values()) >= 2
 
 
 @pytest.mark.parametrize("id", sorted(written()))
