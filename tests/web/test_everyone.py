@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from appliance.web.words import LANGUAGES
 from tests.web.conftest import NAME, PASSWORD
 from tests.web.test_browser import browser
 from tests.web.test_server import serving
@@ -72,6 +73,20 @@ def test_axe_finds_nothing_and_nothing_runs_out_of_the_screen(
             page.set_viewport_size({"width": 1280, "height": 800})
         context.close()
     assert not wrong, "\n".join(map(str, wrong))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_names_of_the_rooms_are_not_broken_up(browser: Any, signed_in: tuple[str, Any], language: str) -> None:
+    address, state = signed_in
+    context = browser.new_context(locale=language, storage_state=state)
+    page = context.new_page()
+    for width in (1440, 1280, 1024):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(f"{address}/about")
+        heights = page.eval_on_selector_all(".rooms a", "all => all.map(one => one.clientHeight)")
+        assert heights and max(heights) < 44, (width, heights)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
 
 
 def test_pages_do_not_move_for_who_asked_for_rest(browser: Any, signed_in: tuple[str, Any]) -> None:
