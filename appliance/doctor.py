@@ -30,6 +30,13 @@ __all__ = ["Check", "checks", "thorough"]
 Look = Callable[[], Check | None]
 
 
+# What `checks` looks at, in its order.
+NAMES = (
+    "Answers", "Database", "Migrations", "Disk", "Memory", "GPU", "Clock", "Air gap", "Model files", "Worker", "Jobs",
+    "Safeguarding", "Backups", "Certificates",
+)  # fmt: skip
+
+
 async def checks(
     settings: Settings, database: Database, pool: Pool, jobs: Jobs, people: People, registry: Registry
 ) -> Sequence[Check]:

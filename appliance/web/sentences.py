@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from appliance import openings, standards, teaching
+from appliance import doctor, openings, standards, teaching
 from appliance.practice import criteria, feedback, lesson, mentors, portfolio, rehearsals, scenes
 from appliance.practice.exchange import MOVES
 from appliance.practice.scenario import CATEGORIES, PHASES, SUBJECTS
@@ -35,6 +35,8 @@ def sentences() -> set[tuple[str, str]]:
     found |= {(text, "") for text in opens}
     # What a rehearsal counts, and by what scenes are chosen.
     found |= {(text, "") for text in (*MOVES.values(), *CATEGORIES, *PHASES, *SUBJECTS)}
+    # What the health page looks at.
+    found |= {(text, "") for text in doctor.NAMES}
     # What is told of a rehearsal, and the rubric of a generated scene.
     found |= {(text, "") for part in (feedback, criteria, portfolio) for text in part.SENTENCES}
     found |= {(text, "") for part in SPEAK for text in faults_of(Path(str(part.__file__)))} | {

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from appliance import prompts, selftest
+from appliance import doctor, prompts, selftest
 from appliance.errors import GateNotPassed
 from appliance.registry import Manifest, Registry
 from appliance.selftest import Measured
@@ -78,6 +78,11 @@ async def test_health_says_what_is_wrong_and_what_to_do(box: Any, person: httpx.
     box.pool.down = True
     page = (await person.get("/admin")).text
     assert "2 things need you." in page and 'href="/admin/health"' in page
+    spanish = (await person.get("/admin/health", headers={"accept-language": "es"})).text
+    # All but the certificate, where the school has put in none of its own.
+    heads = re.findall(r'<th scope="row">([^<]+)</th><td class="told">.*?<bdi( lang="en")?>', spanish)
+    assert [lang for _, lang in heads] == [' lang="en"'] * (len(doctor.NAMES) - 1), "which words are no Spanish is marked"
+    assert "Copias de seguridad" in dict(heads) and not {*doctor.NAMES} - {"GPU"} & {*dict(heads)}
 
 
 async def test_settings_show_what_differs(box: Any, person: httpx.AsyncClient) -> None:
