@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.machine import booted, bundles
-from tests.machine.booted import BOX, Box, leaving
+from tests.machine.booted import BOX, HERE, Box, leaving
 from tests.machine.school import Browser, School, ready, token
 from tests.tuning.school import reviewed
 
@@ -137,6 +137,29 @@ def test_a_device_that_trusts_the_authority_signs_the_first_administrator_in(sch
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://{BOX}/trust", timeout=20) as answer:
         text = answer.read().decode()
     assert re.search(r"[0-9A-F]{2}(:[0-9A-F]{2}){31}", text) and "trust.crt" in text
+
+
+def test_the_lan_finds_it_by_name_and_speaks_to_it_compressed_over_http_2(school: School) -> None:
+    ready(school.box)
+    question = b"\0\0\0\0\0\1\0\0\0\0\0\0\x09appliance\x05local\0\0\1\0\1"  # of type A, as phones and laptops ask by mDNS
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
+        line.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(HERE))
+        line.settimeout(2)
+        for _ in range(15):  # a name is claimed for a moment before it is answered to
+            line.sendto(question, ("224.0.0.251", 5353))
+            with contextlib.suppress(TimeoutError):
+                answer, (who, _port) = line.recvfrom(2000)
+                break
+    assert who == BOX and socket.inet_aton(BOX) in answer
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection((BOX, 443), 5) as plain, context.wrap_socket(plain, server_hostname=NAME) as safe:
+        assert safe.selected_alpn_protocol() == "h2" and safe.version() in ("TLSv1.3", "TLSv1.2")
+    request = urllib.request.Request(f"https://{BOX}/", headers={"Accept-Encoding": "gzip"})
+    handler = urllib.request.HTTPSHandler(context=ssl._create_unverified_context())
+    with urllib.request.build_opener(urllib.request.ProxyHandler({}), handler).open(request, timeout=20) as reply:
+        assert reply.headers["Content-Encoding"] == "gzip" and "Server" not in reply.headers
 
 
 def test_slow_devices_are_sent_away_and_everybody_else_is_answered(school: School) -> None:
