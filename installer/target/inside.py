@@ -72,7 +72,7 @@ def of_the_files(told: dict[str, Any]) -> Iterator[str]:
     for path in told["hidden"]:
         if not fails(lambda path=path: os.listdir(path) if os.path.isdir(path) else os.close(os.open(path, os.O_RDONLY))):
             yield f"it can reach {path}"
-    own = f"{told['own']}/.probe"
+    own = f"{told['own']}/.probe-{os.getpid()}"  # several services have the same folder, and are tried at once
     try:
         os.close(os.open(own, os.O_CREAT | os.O_WRONLY, 0o600))
     except OSError as error:
