@@ -170,7 +170,8 @@ class Citations:
     def _holds(self, number: int, quotation: _Quotation) -> bool:
         """Whether the passage holds every part of it, in order."""
         if number not in self._folded:
-            self._folded[number] = _fold(self._texts[number - 1])
+            # What looks like a mark in the passage is left out of it, as it is of the quotation.
+            self._folded[number] = _fold(_MARK.sub("", self._texts[number - 1]))
         at = 0
         for part in quotation.parts:
             at = _find(self._folded[number], part, at)

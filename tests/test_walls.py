@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,7 +101,7 @@ def test_the_doctor_finds_a_service_that_lost_its_walls(running: Callable[[int],
     assert walls() is None, "nothing runs as a unit here"
     for words, told in (
         (["sleep", "60"], "has this machine's network"),
-        (["unshare", "-n", "sleep", "60"], "any system call"),
+        (["unshare", "-n", "sleep", "60"], "any system call|root's rights"),  # a container filters calls for everybody
     ):
         with subprocess.Popen(words) as process:
             running(process.pid)
@@ -110,4 +111,9 @@ def test_the_doctor_finds_a_service_that_lost_its_walls(running: Callable[[int],
                 found = walls()
             finally:
                 process.kill()
-        assert found is not None and not found.ok and told in found.detail and found.command == "systemctl cat appliance-engine"
+        assert (
+            found is not None
+            and not found.ok
+            and re.search(told, found.detail)
+            and found.command == "systemctl cat appliance-engine"
+        )
