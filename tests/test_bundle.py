@@ -121,7 +121,8 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> School:
     shutil.copytree(ROOT / "installer", clone / "installer", ignore=shutil.ignore_patterns("__pycache__", "locks"))
     texts = {
         "pyproject.toml": PROJECT, "appliance/__init__.py": '__version__ = "9.9.9"\n', "appliance/content/one.md": "# One\n",
-        "README.md": "Read me.\n", "LICENSE": "A licence.\n", "scripts/install": SCRIPT, "systemd/web.service": "[Unit]\n",
+        "README.md": "Read me.\n", "LICENSE": "A licence.\n", "scripts/install": SCRIPT, "scripts/kernels/hooks.patch": "",
+        "systemd/web.service": "[Unit]\n",
         "models/starter/card.json": '{"licence": "Apache-2.0"}\n', "models/starter/model.safetensors": "weights\n",
         "installer/bundling/locks/debian12.txt": locked(wheel(index, "alpha"), wheel(index, "beta_two", "2.0", "BSD-3-Clause")),
     }  # fmt: skip
@@ -132,7 +133,8 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> School:
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "All"]):
         subprocess.run([*git, *words], cwd=clone, check=True)
     cache = folder / "cache"
-    flags = hashlib.sha256(f"{LLAMA} -DGGML_CPU_ALL_VARIANTS=ON x86_64\n".encode()).hexdigest()[:16]
+    kernels = hashlib.sha256(b"").hexdigest()[:16]
+    flags = hashlib.sha256(f"{LLAMA} -DGGML_CPU_ALL_VARIANTS=ON x86_64 {kernels}\n".encode()).hexdigest()[:16]
     compiled(cache / "appliance" / "wheels" / flags)
     converter = cache / "appliance" / f"converter-{LLAMA}"
     converter.mkdir()
@@ -382,8 +384,9 @@ def test_the_clone_and_the_bundle_have_the_same_compiled_wheel() -> None:
     wheels, said = loaded("bundling", "wheels", "said")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "appliance"
     lines = [line.strip() for line in (ROOT / "scripts" / "install").read_text().splitlines()]
-    named = [line for line in lines if line.startswith(("LLAMA=", "FLAGS=", "CACHE=", "kept="))]
-    asked = subprocess.run(["bash", "-c", "\n".join([*named, 'echo "$kept"'])], capture_output=True, text=True, check=True)
+    named = [line for line in lines if line.startswith(("LLAMA=", "FLAGS=", "KERNELS=", "CACHE=", "kept="))]
+    script = "\n".join([*named, 'echo "$kept"'])
+    asked = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     try:
         path = wheels.compiled(ROOT, cache)
     except said.Fault:

@@ -30,7 +30,7 @@ def machine(tmp_path: Path, *, without: tuple[str, ...] = (), **programs: str) -
     """An environment whose PATH holds the plain tools, less some, and stand-ins for `programs`."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in [*TOOLS, "python3", "cc", "c++"]:
+    for name in [*TOOLS, "python3", "cc", "c++", "patch"]:
         found = shutil.which(name)
         if found and name not in without and name not in programs:
             (tools / name).symlink_to(Path(found).resolve() if name != "python3" else found)

@@ -118,8 +118,10 @@ def compiled(clone: Path, cache: Path) -> Path:
     flags = re.search(r'^FLAGS="([^"]*)"$', script, re.M)
     if not version or not flags:
         raise Fault("scripts/install does not say how llama.cpp is compiled.", "Take a clone as it was published.")
-    # As scripts/install names the folder: another set of flags is another folder.
-    name = hashlib.sha256(f"{version[1]} {flags[1]} x86_64\n".encode()).hexdigest()[:16]
+    # As scripts/install names the folder: other flags or other kernels are another folder.
+    ours = [*sorted((clone / "scripts" / "kernels").glob("*.h")), clone / "scripts" / "kernels" / "hooks.patch"]
+    kernels = hashlib.sha256(b"".join(path.read_bytes() for path in ours)).hexdigest()[:16]
+    name = hashlib.sha256(f"{version[1]} {flags[1]} x86_64 {kernels}\n".encode()).hexdigest()[:16]
     found = sorted((cache / "wheels" / name).glob(f"llama_cpp_python-{version[1]}-py3-none-*.whl"))
     if not found:
         raise Fault(

@@ -143,7 +143,8 @@ def python_server(model: Path, threads: int) -> contextlib.AbstractContextManage
         sys.executable, "-c", PYTHON_SERVER, "--model", str(model), "--n_threads", str(threads), "--n_ctx", str(CONTEXT),
         "--port", "18232", "--interrupt_requests", "false", "--verbose", "false",
     ]  # fmt: skip
-    return started("llama_cpp.server", command, {}, base_url="http://127.0.0.1:18232")
+    # With ggml's own kernels, as who installs it gets them.
+    return started("llama_cpp.server", command, {"APPLIANCE_KERNELS": "0"}, base_url="http://127.0.0.1:18232")
 
 
 def register(home: Path, model: Path) -> str:
