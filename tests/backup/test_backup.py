@@ -9,8 +9,6 @@ import stat
 import subprocess
 import sys
 import time
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ from appliance.knowledge.shelves import EVERYTHING
 from appliance.registry import Registry
 from appliance.settings import Settings
 from appliance.tables import sessions
-from tests.backup.school import NAME, PASSWORD, QUIET, ROOT, Kept, files, needs_restic, note, numbers, packs
+from tests.backup.school import NAME, PASSWORD, QUIET, Kept, files, needs_restic, note, numbers, packs
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------
@@ -260,37 +258,3 @@ def test_the_health_page_says_how_old_the_last_one_is(settings: Settings) -> Non
     assert "backup_to" in check(last=last | {"own_disk": True}, proven={"id": "1", "at": now}).remedy
     failed = check(last=last, failed={"at": now, "message": "The disk is full.", "hint": "Free some space."})
     assert not failed.ok and "The disk is full." in failed.detail and failed.remedy == "Free some space."
-
-
-@pytest.mark.parametrize("well", [True, False])
-def test_on_a_box_the_services_stop_for_the_change_only_and_a_dead_state_is_undone(
-    well: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The command that root runs on an installed box; systemd and the appliance's user are played by a script here."""
-    loader = SourceFileLoader("restore", str(ROOT / "installer" / "target" / "restore"))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    spec = spec_from_loader("restore", loader)
-    assert spec is not None
-    restore = module_from_spec(spec)
-    loader.exec_module(restore)
-    for name in ("runuser", "systemctl"):
-        script = f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/said\ncase "$*" in *prepare-only) cat > {tmp_path}/key ;; esac\n'
-        (tmp_path / name).write_text(script)
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "paper").write_text("THE-KEY")
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(restore, "answers", lambda: well)
-    code = restore.main(["latest", "--key-file", str(tmp_path / "paper")])
-    said = [line.removeprefix("runuser -u appliance -- /opt/appliance/current/.venv/bin/")
-            for line in (tmp_path / "said").read_text().splitlines()]  # fmt: skip
-    services = "appliance-web.service appliance-worker.service appliance-engine.service"
-    done = [
-        "appliance backup restore latest --key-file - --prepare-only",
-        f"systemctl stop appliance-retrain.service appliance-backup.service {services}",
-        "appliance backup switch",
-        f"systemctl start --no-block {services}",
-    ]
-    back = [f"systemctl stop {services}", "appliance backup undo", f"systemctl reset-failed {services}", done[-1]]
-    assert said == (done if well else [*done, *back]) and code == (0 if well else 1)
-    assert (tmp_path / "key").read_text() == "THE-KEY"
-    assert ("what was there before is back" in capfd.readouterr().err) is not well
