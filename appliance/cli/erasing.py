@@ -33,8 +33,10 @@ def erase_person(out: Output, appliance: Appliance, person: Person) -> dict[str,
 
 def _erase(out: Output, appliance: Appliance, person: Person) -> dict[str, Any]:
     from appliance.audit import unix_name
+    from appliance.erasing import given_by
     from appliance.erasures import ERASE_PERSON, Erasures
     from appliance.tuning.blind import forget
+    from appliance.tuning.giving import Giving
     from appliance.tuning.store import ExampleStore
 
     appliance.people.refuse_last(person.id)
@@ -43,11 +45,18 @@ def _erase(out: Output, appliance: Appliance, person: Person) -> dict[str, Any]:
     store = ExampleStore(appliance.database)
     rows: set[str] = set()
     earlier: set[str] = set()
-    for called in _called(out, store, person):
+    given = given_by(appliance.database, person.id)
+    names = [*_called(out, store, person), *_called_before(out, appliance, store, person)]
+    forget(out.settings, (), store.asked(given))
+    for called in names:
         trace = store.trace(called)
         earlier |= {*trace.earlier}
         forget(out.settings, (), store.asked(trace.rows))  # while their words can still be read
         rows |= {*store.withdraw(called, by=unix_name())}
+    left = given & {row.id for row in store.list()}  # under a name that is somebody else's by now
+    for id in sorted(left):
+        Giving(appliance.database).take_back(id, unix_name())
+    rows |= left
     runs, waiting = erase_withdrawn(out, appliance, store)
     forget_programs(out, appliance, {*rows, *earlier})
     models = store.models_with({*rows, *earlier}, appliance.registry)
@@ -106,6 +115,27 @@ def _called(out: Output, store: Any, person: Person) -> list[str]:
             out.note(f"{error.message} Examples under that name are left; {error.hint[0].lower()}{error.hint[1:]}")
         else:
             names.append(name)
+    return names
+
+
+def _called_before(out: Output, appliance: Appliance, store: Any, person: Person) -> list[str]:
+    """Names that they bore before, where the box knows of any (`erasing.earlier_names`)."""
+    from appliance.backup.copies import kept_states
+    from appliance.erasing import earlier_names
+    from appliance.errors import Conflict
+
+    states = [state / out.settings.database.name for state in kept_states(out.settings)]
+    names = []
+    for name in earlier_names(appliance.database, person.id, [path for path in states if path.is_file()]):
+        try:
+            store.trace(name)
+        except Conflict:  # several pupils are called so
+            continue
+        names.append(name)
+    if names:
+        out.say(f"Also what stands under earlier names: {', '.join(names)}.")
+    if store.list():
+        out.note("Examples imported under an earlier name that is not named here stay: `appliance examples withdraw NAME`.")
     return names
 
 
