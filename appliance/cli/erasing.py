@@ -28,7 +28,7 @@ def erase_person(out: Output, appliance: Appliance, person: Person) -> dict[str,
 
     with working(out.settings):
         done = _erase(out, appliance, person)
-        return done | copies_told(out, appliance)
+        return done | copies_told(out, appliance, alone=True)
 
 
 def _erase(out: Output, appliance: Appliance, person: Person) -> dict[str, Any]:
@@ -78,23 +78,23 @@ def _erase(out: Output, appliance: Appliance, person: Person) -> dict[str, Any]:
     return {"id": person.id, **counts, "examples": len(rows), "runs": runs, "models": models, "waiting": waiting}
 
 
-def copies_told(out: Output, appliance: Appliance) -> dict[str, Any]:
-    """Sweep the states that are kept for an undo, and say until when backups hold what was erased. The lock is held."""
-    from appliance.backup import Backups, kept_until, last_copy, sweep
-    from appliance.erasures import Erasures
+def copies_told(out: Output, appliance: Appliance, *, alone: bool = False) -> dict[str, Any]:
+    """Sweep the states that are kept for an undo, and say until when backups hold what was erased. alone: the lock is held."""
+    from appliance.backup import sweep_alone, sweep_now
 
-    Erasures(out.settings).learn(appliance.database)
-    Backups(out.settings).publish_erased()
-    missed = sweep(out.settings)
-    count, until = last_copy(out.settings)
-    for state in missed:
-        out.note(f"{state} is damaged, and keeps a copy until {_day(kept_until(state))}; `rm -r` lets go of it now.")
-        until = None if until is None else max(until, kept_until(state))
-    if count:
-        when = f"until {_day(until)}" if until is not None else "for good"
-        out.say(f"{count} backups from before hold a copy {when} (the setting backup_keep), where one is made each night;")
+    done = (sweep_alone if alone else sweep_now)(out.settings, appliance.database)
+    if not done.swept:
+        out.note("A backup or a restore is under way: states that are kept for an undo hold a copy until the next backup.")
+        out.note("To have it erased there at once, afterwards: `appliance backup create`.")
+    for state, until in done.damaged.items():
+        out.note(f"{state} is damaged, and keeps a copy until {_day(until)}; `rm -r` lets go of it now.")
+    if done.backups:
+        when = f"until {_day(done.until)}" if done.until is not None else "for good"
+        out.say(
+            f"{done.backups} backups from before hold a copy {when} (the setting backup_keep), where one is made each night;"
+        )
         out.say("a disk that is kept elsewhere, until backups are made to it again. A restore erases it from them again.")
-    return {"backups": count, "backups_until": until}
+    return {"backups": done.backups, "backups_until": done.until}
 
 
 def _day(at: float) -> str:
