@@ -258,7 +258,7 @@ def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], N
         "doctor", "tell",
     ):  # fmt: skip
         monkeypatch.setattr(box, name, lambda *_given: None)
-    monkeypatch.setattr(main, "_look", lambda *_given: None)
+    monkeypatch.setattr(main, "_look", lambda *_given, **_named: None)
     monkeypatch.setattr(main.probe, "walls", lambda *_given: None)
     monkeypatch.setattr(main.bundled, "refuse_unfit", lambda *_given, **_named: None)
     monkeypatch.setattr(shutil, "chown", lambda *_given: None)
