@@ -18,7 +18,8 @@ from click.testing import CliRunner
 
 from appliance import settings as settings_module
 from appliance.app import Appliance
-from appliance.backup import Backups, last_known, switch, undo
+from appliance.backup import Backups, last_known, switch, undo, waiting
+from appliance.backup import backups as backups_module
 from appliance.backup.backups import tidy
 from appliance.backup.contents import rows_of
 from appliance.backup.known import remember
@@ -28,6 +29,7 @@ from appliance.checkup import Check, saved
 from appliance.cli import group
 from appliance.db import Database
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, UnderWay
+from appliance.files import sha256_of
 from appliance.knowledge.shelves import EVERYTHING
 from appliance.registry import Registry
 from appliance.settings import Settings
@@ -188,6 +190,34 @@ def test_a_wrong_key_is_a_sentence_and_a_mistyped_one_too(kept: Kept, tmp_path: 
         kept.backups(tmp_path / "blank", key=kept.key[:-1])
     with pytest.raises(NotFound, match="no key"):
         Backups(Settings(home=tmp_path / "blank"), kept.folder).list()
+
+
+def test_a_restore_that_is_refused_leaves_what_is_there_as_it_was(
+    kept: Kept, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is asked for at the box: of a newer release, with a wrong passphrase, on a disk with too little space."""
+    settings = Settings(home=tmp_path / "home")
+    shutil.copytree(kept.home, settings.home)
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "manifest.json").write_text("{}")
+    newer = Repository(own / "appliance-backups", kept.key).save(tmp_path / "tree", "9.1", "9999", 2, QUIET)
+    (tmp_path / "paper").write_text(kept.key[:-1] + ("A" if kept.key[-1] != "A" else "B"))
+    there = files(settings.home) | {"database": sha256_of(settings.database)}
+
+    def refused(id: str, *more: str) -> str:
+        words = ["--home", str(settings.home), "backup", "restore", id, "--from", str(own), *more]
+        with pytest.raises(ApplianceError) as caught:
+            CliRunner().invoke(group, words, catch_exceptions=False)
+        assert files(settings.home) | {"database": sha256_of(settings.database)} == there, "what was there is as it was"
+        assert waiting(settings) is None and not list(settings.backups.glob("state-before-*"))
+        assert caught.value.message.endswith(".") and caught.value.hint
+        return f"{caught.value.message} {caught.value.hint}"
+
+    assert "newer release (9.1)" in refused(newer.id) and "Install that release" in refused(newer.id)
+    assert "does not open" in refused(kept.ids[0], "--key-file", str(tmp_path / "paper"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=backups_module.ROOM))
+    assert "Free some space there" in refused(kept.ids[0])
 
 
 @pytest.mark.usefixtures("database")

@@ -183,6 +183,14 @@ def test_a_change_that_is_refused_leaves_what_was_there_serving(
     assert box.serves() == "old" and not box.restore.PLAN.exists()
 
 
+def test_a_backup_that_is_refused_stops_no_service(box: Box, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of a newer release, with a wrong passphrase, on a full disk: each ends what makes it ready."""
+    (box.folder / "bin" / "appliance").write_text("#!/bin/sh\necho 'Error: This key does not open it.' >&2\nexit 2\n")
+    assert box.restore.main(["latest", "--from", "/mnt/usb"]) == 2
+    assert "does not open" in capfd.readouterr().err
+    assert box.serves() == "old" and not box.restore.PLAN.exists() and not (box.folder / "said").exists()
+
+
 def test_what_was_asked_for_before_the_power_went_is_not_begun_a_day_later(box: Box) -> None:
     box.asked_for(boot="an earlier boot")
     assert box.restore.main(["--carry-out"]) == 0
