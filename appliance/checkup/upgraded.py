@@ -13,8 +13,9 @@ LATELY = 30 * 86400.0  # seconds for which somebody is asked to do something abo
 LOG = "journalctl -u appliance-changeover -u appliance-web -u appliance-engine"
 
 
-def upgrade(outcome: Path = OUTCOME, now: float | None = None) -> Check | None:
+def upgrade(outcome: Path | None = None, now: float | None = None) -> Check | None:
     """None where there was none, or the last one was good."""
+    outcome = outcome or OUTCOME
     try:
         told = json.loads(outcome.read_text("utf-8"))
         before, to, runs = (str(told[name]) for name in ("before", "to", "runs"))
