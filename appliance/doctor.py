@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from appliance.checkup import Check, border, kept, machine, saved
+from appliance.checkup.upgraded import upgrade
 from appliance.checkup.walls import walls
 from appliance.engine.pool import QUOTES
 from appliance.errors import ApplianceError
@@ -33,7 +34,7 @@ Look = Callable[[], Check | None]
 # What `checks` looks at, in its order.
 NAMES = (
     "Answers", "Database", "Migrations", "Disk", "Memory", "GPU", "Clock", "Air gap", "Model files", "Worker", "Jobs",
-    "Safeguarding", "Backups", "Certificates",
+    "Safeguarding", "Backups", "Upgrade", "Certificates",
 )  # fmt: skip
 
 
@@ -54,6 +55,7 @@ async def checks(
         "Jobs": partial(_queue, jobs),
         "Safeguarding": partial(_lead, people),
         "Backups": partial(saved.backups, settings),
+        "Upgrade": upgrade,
         "Certificates": partial(border.put_in, settings),
     }
     return [*await _told("Answers", _answers(pool)), *await _all(looks)]

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -18,9 +19,9 @@ import sqlalchemy as sa
 from appliance.audit import Audit, unix_name
 from appliance.db import Database
 from appliance.erasures import Erased, mark
-from appliance.errors import Conflict, from_os_error
+from appliance.errors import ApplianceError, Conflict, from_os_error
 from appliance.settings import Settings
-from appliance.tables import collection_readers, documents, examples, users, withdrawals
+from appliance.tables import audit, collection_readers, documents, examples, folded, users, withdrawals
 
 if TYPE_CHECKING:
     from appliance.tuning.store import ExampleStore
@@ -99,6 +100,7 @@ def _without_rows(settings: Settings, database: Database, people: Iterable[str],
         _refuse(database, {its for kind, its in erased if kind == "author"}, by)
     left, gone = store.list(), store.gone()
     wanted = {row.id for row in left if ("row", mark("row", row.id)) in erased or gone(row.author)}
+    wanted |= {row.id for row in left} & {example for id in people for example in given_by(database, id)}
     for name in [name for id in people for name in names_of(database, id)] if left else ():
         with contextlib.suppress(Conflict):  # several pupils are called so: the rows that were erased are known by their ids
             wanted |= {*store.trace(name).rows}
@@ -126,6 +128,40 @@ def names_of(database: Database, id: str) -> list[str]:
         row = connection.execute(sa.select(users).where(users.c.id == id)).first()
     names = () if row is None else (row.id, row.name, row.full_name, row.external)
     return list(dict.fromkeys(name for name in names if name))
+
+
+def given_by(database: Database, id: str) -> set[str]:
+    """The examples that a person gave on this box, whatever they were called then: the record of who did what knows them."""
+    from appliance.tuning.giving import GIVE
+
+    noted = sa.select(audit.c.thing).where(audit.c.actor == id, audit.c.verb == GIVE)
+    with database.read() as connection:
+        return set(connection.execute(noted).scalars())
+
+
+def earlier_names(database: Database, id: str, others: Iterable[Path]) -> list[str]:
+    """Names that a person bore before, as far as the box knows them; none that somebody else bears by now.
+
+    Nobody writes down what people were called, and nothing is kept for this: an earlier name is known from the examples that
+    the person gave on this box under it, and from databases that lie there anyway (`others`: of states that are kept). What was
+    imported under a name that neither knows is not found; `appliance examples withdraw NAME` is for that.
+    """
+    found: list[str] = []
+    given = given_by(database, id)
+    with database.read() as connection:
+        for some in _some(sorted(given)):
+            found += connection.execute(sa.select(examples.c.author).where(examples.c.id.in_(some))).scalars()
+    for path in others:
+        other = Database(path)
+        try:
+            with contextlib.suppress(ApplianceError, sa.exc.SQLAlchemyError):  # damaged, or of an older release
+                found += names_of(other, id)
+        finally:
+            other.close()
+    with database.read() as connection:
+        rows = connection.execute(sa.select(users.c.name, users.c.full_name, users.c.external).where(users.c.id != id)).all()
+    taken = {folded(name) for row in rows for name in row if name} | {folded(name) for name in names_of(database, id)}
+    return [name for name in dict.fromkeys(found) if name and folded(name) not in taken]
 
 
 def _without_people(database: Database, ids: list[str]) -> None:

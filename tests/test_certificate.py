@@ -120,6 +120,7 @@ def test_the_health_page_counts_the_days_of_the_school_s_own(school: Authority, 
         check = border.put_in(settings, choice=choice, now=time.time() + days * 86400)
         assert check is not None and check.ok is (not words) and words in check.detail, check
         assert check.ok or check.command.startswith("appliance certificate use"), check
+        assert not check.ok or "It and its key are in no backup: keep both files apart" in check.detail
     other = Settings(allowed_hosts=("localhost", "box.example"))
     strange = border.put_in(other, choice=choice)
     assert strange and not strange.ok and "not for box.example" in strange.detail
@@ -259,6 +260,7 @@ def test_the_school_s_own_is_shown_and_the_box_s_own_again(box: Any, school: Aut
         "for appliance.local, *.school.example" in told and "School Root" in told and "*.school.example once it stands" in told
     )
     assert shown(box).issuer == "School Intermediate" and shown(box, "10.0.0.5").issuer == "School Intermediate"
+    assert "in no backup: keep both files apart" in told
     assert certificate.use(box, found, key) == told, "once more is no harm"
     kept = next(box.kept.iterdir())
     assert (kept / "key.pem").stat().st_mode & 0o777 == 0o640 and (kept / "certificate.pem").stat().st_mode & 0o777 == 0o644

@@ -27,6 +27,7 @@ from typing import Any
 
 import pytest
 
+from appliance.checkup import upgraded
 from tests.test_installer import ROOT, loaded
 
 OLD, NEW = "1.0", "1.1"
@@ -42,7 +43,8 @@ case "$*" in
     printf '%s %s\\n' "$(readlink opt/current)" "$(cat loaded)" >>history
     tail -n 1 history >running ;;
   show*)
-    if [ -e running ] && [ ! -e "opt/$(cut -d' ' -f1 running)/broken" ]; then echo NRestarts=0; else echo NRestarts=3; fi ;;
+    if [ -e running ] && [ ! -e "opt/$(cut -d' ' -f1 running)/broken" ]; then n=0; else n=3; fi
+    printf 'Id=appliance-web.service\\nNRestarts=%s\\n\\nId=appliance-engine.service\\nNRestarts=0\\n' $n ;;
   is-enabled*) exit 1 ;;
 esac
 """
@@ -215,6 +217,12 @@ def test_a_release_that_keeps_ending_is_given_up_long_before_its_time_is_over(ma
     changeover.main()
     assert time.monotonic() - began < changeover.PATIENCE / 2
     assert json.loads(changeover.OUTCOME.read_text())["answers"] is True and machine.answers() == OLD
+    told = upgraded.upgrade(changeover.OUTCOME)
+    assert told and not told.ok and told.remedy and "journalctl" in told.command
+    assert told.detail.startswith(f"The upgrade from {OLD} to {NEW} was undone on {time.strftime('%d %B %Y')}")
+    assert f": appliance-web ended again and again. {OLD} runs" in told.detail
+    later = upgraded.upgrade(changeover.OUTCOME, time.time() + 31 * 86400)
+    assert later and later.ok and "was undone" in later.detail, "it is said until an upgrade succeeds"
 
 
 def test_a_release_that_brought_no_units_of_its_own_is_gone_back_to_all_the_same(
@@ -232,6 +240,7 @@ def test_a_release_that_brought_no_units_of_its_own_is_gone_back_to_all_the_same
 def test_without_a_plan_nothing_is_changed(machine: Machine) -> None:
     (changeover,) = loaded("target", "changeover")
     assert changeover.main() == 0 and len(machine.history()) == 1 and not changeover.OUTCOME.exists()
+    assert upgraded.upgrade(changeover.OUTCOME) is None
 
 
 # --- the installer ---------------------------------------------------------------------------------------------------------
@@ -249,7 +258,7 @@ def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], N
         "doctor", "tell",
     ):  # fmt: skip
         monkeypatch.setattr(box, name, lambda *_given: None)
-    monkeypatch.setattr(main, "_look", lambda *_given: None)
+    monkeypatch.setattr(main, "_look", lambda *_given, **_named: None)
     monkeypatch.setattr(main.probe, "walls", lambda *_given: None)
     monkeypatch.setattr(main.bundled, "refuse_unfit", lambda *_given, **_named: None)
     monkeypatch.setattr(shutil, "chown", lambda *_given: None)
@@ -277,30 +286,24 @@ def install(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], N
     return lambda: main.install(given, changes.Changes(dry=False))
 
 
+@pytest.mark.usefixtures("systemd")
 def test_an_upgrade_that_is_killed_at_any_step_leaves_an_answering_box_and_the_same_command_ends_it(
     machine: Machine, install: Callable[[], None]
 ) -> None:
     changeover, release = loaded("target", "changeover", "release")
-    ended = threading.Event()
-    systemd = threading.Thread(target=_systemd, args=(machine, changeover, ended))
-    systemd.start()
-    try:
-        for step in itertools.count():
-            machine.back_to_old()
-            shutil.rmtree(machine.root / "releases" / NEW, ignore_errors=True)
-            killed = killed_at(step, install)
-            _until(lambda: machine.answers() in (OLD, NEW), f"nothing answers, killed at step {step}")
-            if killed:
-                install()
-            assert machine.answers() == NEW == changeover.current() and not changeover.PLAN.exists(), f"killed at step {step}"
-            assert all(_one_release(line) for line in machine.history()), f"killed at step {step}"
-            assert (machine.root / "releases" / NEW / release.WHOLE).is_file()
-            assert not (release.DATA / "run" / "trial").exists(), "a copy of the school's data is left behind"
-            if not killed:
-                break
-    finally:
-        ended.set()
-        systemd.join()
+    for step in itertools.count():
+        machine.back_to_old()
+        shutil.rmtree(machine.root / "releases" / NEW, ignore_errors=True)
+        killed = killed_at(step, install)
+        _until(lambda: machine.answers() in (OLD, NEW), f"nothing answers, killed at step {step}")
+        if killed:
+            install()
+        assert machine.answers() == NEW == changeover.current() and not changeover.PLAN.exists(), f"killed at step {step}"
+        assert all(_one_release(line) for line in machine.history()), f"killed at step {step}"
+        assert (machine.root / "releases" / NEW / release.WHOLE).is_file()
+        assert not (release.DATA / "run" / "trial").exists(), "a copy of the school's data is left behind"
+        if not killed:
+            break
     assert step > 25, "it was killed at no step"
 
 
@@ -313,6 +316,47 @@ def test_a_release_after_which_the_old_one_could_not_open_the_data_is_refused_be
         install()
     assert "Nothing was changed" in caught.value.hint
     assert changeover.current() == OLD and len(machine.history()) == 1 and not changeover.PLAN.exists()
+
+
+@pytest.mark.usefixtures("systemd")
+def test_a_release_that_was_undone_leaves_no_folder_and_is_told_until_an_upgrade_succeeds(
+    machine: Machine, install: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changeover, release, changes = loaded("target", "changeover", "release", "changes")
+    put, whole = release.put, machine.root / "releases" / NEW / release.WHOLE
+
+    def broken(*given: Any) -> None:
+        put(*given)
+        (whole.parent / "broken").touch()
+
+    with monkeypatch.context() as other:
+        other.setattr(release, "put", broken)
+        with pytest.raises(changes.Fault, match=f"{NEW} does not answer: appliance-web ended again.*; {OLD} runs. It answers"):
+            install()
+    assert machine.answers() == OLD and not whole.parent.exists()
+    check = upgraded.upgrade(changeover.OUTCOME)
+    assert check and not check.ok
+    work = changes.Changes(dry=False)
+    machine.release(NEW)  # as a power cut leaves it
+    release.clear_undone(NEW, work)
+    assert whole.parent.exists(), "the same bundle again goes on with what is there"
+    release.clear_undone("1.2", work)
+    assert not whole.parent.exists() and machine.answers() == OLD
+    install()
+    assert machine.answers() == NEW and upgraded.upgrade(changeover.OUTCOME) is None
+    release.clear_undone("1.2", work)
+    assert whole.is_file()
+
+
+@pytest.fixture
+def systemd(machine: Machine) -> Iterator[None]:
+    (changeover,) = loaded("target", "changeover")
+    ended = threading.Event()
+    thread = threading.Thread(target=_systemd, args=(machine, changeover, ended))
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
 
 
 def _systemd(machine: Machine, changeover: Any, ended: threading.Event) -> None:

@@ -67,8 +67,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield checks
 
 
-def found(checks: Any) -> dict[str, tuple[str, str, str]]:
-    said = checks.all_of_them(Path("/opt/appliance/releases"), lambda _port: False)
+def found(checks: Any, *, cuda: bool = False) -> dict[str, tuple[str, str, str]]:
+    said = checks.all_of_them(Path("/opt/appliance/releases"), lambda _port: False, cuda=cuda)
     assert all(one.remedy for one in said if one.state != "fine"), "whatever is not fine has a next step"
     return {one.name: (one.state, one.detail, one.remedy) for one in said}
 
@@ -130,14 +130,28 @@ def test_a_read_only_etc(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert state == "stop" and "/etc" in detail and "mount -o remount,rw /" in remedy
 
 
-@pytest.mark.parametrize(
-    ("line", "state"), [("NVIDIA T4, 470.57, 15360 MiB", "note"), ("NVIDIA T4, 550.90, 15360 MiB", "fine")]
-)
-def test_an_old_driver_is_noted_and_the_processor_serves(machine: Any, tmp_path: Path, line: str, state: str) -> None:
-    tool = tmp_path / "bin" / "nvidia-smi"
-    tool.write_text(f"#!/bin/sh\necho '{line}'\n")
+def nvidia(folder: Path, script: str) -> None:
+    tool = folder / "bin" / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
-    assert found(machine)["GPU"][0] == state
+
+
+@pytest.mark.parametrize(
+    ("driver", "state", "words"), [("470.57", "note", "470.57 is too old"), ("550.90", "fine", "serves on it")]
+)
+def test_a_bundle_with_cuda_serves_on_a_gpu_whose_driver_is_new_enough(
+    machine: Any, tmp_path: Path, driver: str, state: str, words: str
+) -> None:
+    nvidia(tmp_path, f"echo 'NVIDIA T4, {driver}, 15360 MiB'")
+    said = found(machine, cuda=True)["GPU"]
+    assert said[0] == state and words in said[1] and "serves on the processor" not in said[1]
+    state, detail, _remedy = found(machine)["GPU"]
+    assert state == "fine" and detail.startswith("NVIDIA T4") and "this bundle serves on the processor" in detail
+
+
+def test_a_bundle_with_cuda_on_a_machine_without_a_driver_says_so(machine: Any) -> None:
+    state, detail, remedy = found(machine, cuda=True)["GPU"]
+    assert state == "note" and "driver is not installed" in detail and "processor" in remedy
 
 
 @pytest.mark.parametrize("script", ["echo No devices were found", "echo 'T4, [N/A], 1 MiB'", "exit 9", "exec /bin/sleep 60"])
@@ -145,11 +159,10 @@ def test_a_driver_that_talks_nonsense_or_hangs(
     machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     monkeypatch.setattr(machine, "GPU_SECONDS", 0.2 if "sleep" in script else 20.0)
-    tool = tmp_path / "bin" / "nvidia-smi"
-    tool.write_text(f"#!/bin/sh\n{script}\n")
-    tool.chmod(0o755)
-    state, detail, remedy = found(machine)["GPU"]
+    nvidia(tmp_path, script)
+    state, detail, remedy = found(machine, cuda=True)["GPU"]
     assert state == "note" and "no GPU that works" in detail and "processor" in remedy
+    assert found(machine)["GPU"][0] == "fine", "nothing that a bundle for the processor needs"
 
 
 def test_a_port_that_somebody_else_has(monkeypatch: pytest.MonkeyPatch) -> None:

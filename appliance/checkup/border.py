@@ -28,6 +28,8 @@ OURS = "school appliance"
 CERTIFICATES = "Certificates"
 USE, INTERNAL = "appliance certificate use CERT.pem KEY.pem", "appliance certificate internal"
 RESTART = "systemctl restart caddy"
+# Only root and the proxy may read its key. Whatever the backup holds, every service of the box can read.
+APART = "It and its key are in no backup: keep both files apart from the box."
 WEB_SOCKET = Path("/run/appliance/web.sock")
 SOON = 30 * 86400.0  # seconds before its end in which the school's own certificate has to be exchanged
 AUTHORITY_SOON = 180 * 86400.0  # and the box's authority, on every device
@@ -169,7 +171,7 @@ def _of_the_school(shown: Shown, own: Shown | None, now: float) -> Check:
     told = f"The school's own certificate for {', '.join(shown.names)}, by {shown.issuer}: good until {_day(shown.ends)}."
     if shown.ends - now < SOON:
         return Check(CERTIFICATES, False, f"{told} {left} days left.", "Ask who made it for the next one, and put it in.", USE)
-    return Check(CERTIFICATES, True, f"{told} {left} days left.")
+    return Check(CERTIFICATES, True, f"{told} {left} days left. {APART}")
 
 
 def _of_the_box(shown: Shown, found: str, port: int, name: str, now: float) -> Check:

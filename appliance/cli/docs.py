@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -301,15 +302,17 @@ def _share(value: float | None) -> str:
 async def remove(out: Output, document: str) -> int:
     """Remove a document, its text and its vectors, and quotes of it in chats. Old links say that it was removed, and when."""
     from appliance.app import Appliance
+    from appliance.cli.erasing import copies_told
 
     appliance = Appliance.open(out.settings)
     try:
         erased = await appliance.library.remove(document, EVERYTHING)
         appliance.audit.note("remove document", document)
+        out.say("Removed.")
+        if not erased:
+            out.note("Somebody is reading the database, whose log still holds the text; the next removal empties it.")
+        copies = await asyncio.to_thread(copies_told, out, appliance)
     finally:
         await appliance.close()
-    out.say("Removed.")
-    if not erased:
-        out.note("Somebody is reading the database, whose log still holds the text; the next removal empties it.")
-    out.result({"removed": document, "erased": erased})
+    out.result({"removed": document, "erased": erased} | copies)
     return 0

@@ -28,13 +28,15 @@ def erase_person(out: Output, appliance: Appliance, person: Person) -> dict[str,
 
     with working(out.settings):
         done = _erase(out, appliance, person)
-        return done | copies_told(out, appliance)
+        return done | copies_told(out, appliance, alone=True)
 
 
 def _erase(out: Output, appliance: Appliance, person: Person) -> dict[str, Any]:
     from appliance.audit import unix_name
+    from appliance.erasing import given_by
     from appliance.erasures import ERASE_PERSON, Erasures
     from appliance.tuning.blind import forget
+    from appliance.tuning.giving import Giving
     from appliance.tuning.store import ExampleStore
 
     appliance.people.refuse_last(person.id)
@@ -43,11 +45,18 @@ def _erase(out: Output, appliance: Appliance, person: Person) -> dict[str, Any]:
     store = ExampleStore(appliance.database)
     rows: set[str] = set()
     earlier: set[str] = set()
-    for called in _called(out, store, person):
+    given = given_by(appliance.database, person.id)
+    names = [*_called(out, store, person), *_called_before(out, appliance, store, person)]
+    forget(out.settings, (), store.asked(given))
+    for called in names:
         trace = store.trace(called)
         earlier |= {*trace.earlier}
         forget(out.settings, (), store.asked(trace.rows))  # while their words can still be read
         rows |= {*store.withdraw(called, by=unix_name())}
+    left = given & {row.id for row in store.list()}  # under a name that is somebody else's by now
+    for id in sorted(left):
+        Giving(appliance.database).take_back(id, unix_name())
+    rows |= left
     runs, waiting = erase_withdrawn(out, appliance, store)
     forget_programs(out, appliance, {*rows, *earlier})
     models = store.models_with({*rows, *earlier}, appliance.registry)
@@ -69,23 +78,23 @@ def _erase(out: Output, appliance: Appliance, person: Person) -> dict[str, Any]:
     return {"id": person.id, **counts, "examples": len(rows), "runs": runs, "models": models, "waiting": waiting}
 
 
-def copies_told(out: Output, appliance: Appliance) -> dict[str, Any]:
-    """Sweep the states that are kept for an undo, and say until when backups hold what was erased. The lock is held."""
-    from appliance.backup import Backups, kept_until, last_copy, sweep
-    from appliance.erasures import Erasures
+def copies_told(out: Output, appliance: Appliance, *, alone: bool = False) -> dict[str, Any]:
+    """Sweep the states that are kept for an undo, and say until when backups hold what was erased. alone: the lock is held."""
+    from appliance.backup import sweep_alone, sweep_now
 
-    Erasures(out.settings).learn(appliance.database)
-    Backups(out.settings).publish_erased()
-    missed = sweep(out.settings)
-    count, until = last_copy(out.settings)
-    for state in missed:
-        out.note(f"{state} is damaged, and keeps a copy until {_day(kept_until(state))}; `rm -r` lets go of it now.")
-        until = None if until is None else max(until, kept_until(state))
-    if count:
-        when = f"until {_day(until)}" if until is not None else "for good"
-        out.say(f"{count} backups from before hold a copy {when} (the setting backup_keep), where one is made each night;")
+    done = (sweep_alone if alone else sweep_now)(out.settings, appliance.database)
+    if not done.swept:
+        out.note("A backup or a restore is under way: states that are kept for an undo hold a copy until the next backup.")
+        out.note("To have it erased there at once, afterwards: `appliance backup create`.")
+    for state, until in done.damaged.items():
+        out.note(f"{state} is damaged, and keeps a copy until {_day(until)}; `rm -r` lets go of it now.")
+    if done.backups:
+        when = f"until {_day(done.until)}" if done.until is not None else "for good"
+        out.say(
+            f"{done.backups} backups from before hold a copy {when} (the setting backup_keep), where one is made each night;"
+        )
         out.say("a disk that is kept elsewhere, until backups are made to it again. A restore erases it from them again.")
-    return {"backups": count, "backups_until": until}
+    return {"backups": done.backups, "backups_until": done.until}
 
 
 def _day(at: float) -> str:
@@ -106,6 +115,27 @@ def _called(out: Output, store: Any, person: Person) -> list[str]:
             out.note(f"{error.message} Examples under that name are left; {error.hint[0].lower()}{error.hint[1:]}")
         else:
             names.append(name)
+    return names
+
+
+def _called_before(out: Output, appliance: Appliance, store: Any, person: Person) -> list[str]:
+    """Names that they bore before, where the box knows of any (`erasing.earlier_names`)."""
+    from appliance.backup.copies import kept_states
+    from appliance.erasing import earlier_names
+    from appliance.errors import Conflict
+
+    states = [state / out.settings.database.name for state in kept_states(out.settings)]
+    names = []
+    for name in earlier_names(appliance.database, person.id, [path for path in states if path.is_file()]):
+        try:
+            store.trace(name)
+        except Conflict:  # several pupils are called so
+            continue
+        names.append(name)
+    if names:
+        out.say(f"Also what stands under earlier names: {', '.join(names)}.")
+    if store.list():
+        out.note("Examples imported under an earlier name that is not named here stay: `appliance examples withdraw NAME`.")
     return names
 
 

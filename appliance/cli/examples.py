@@ -156,7 +156,7 @@ async def withdraw(out: Output, person: str, mentions: bool, yes: bool) -> int:
     """Erase the examples of PERSON (an author, or a pupil's id or full name), and say which models had them."""
     from appliance.app import Appliance
     from appliance.audit import unix_name
-    from appliance.erasures import Erasures
+    from appliance.cli.erasing import copies_told
     from appliance.tuning.blind import forget
     from appliance.tuning.store import ExampleStore
 
@@ -175,17 +175,16 @@ async def withdraw(out: Output, person: str, mentions: bool, yes: bool) -> int:
         runs, waiting = erase_withdrawn(out, appliance, store)
         forget_programs(out, appliance, {*ids, *trace.earlier})
         models = store.models_with({*ids, *trace.earlier}, appliance.registry)
-        Erasures(out.settings).learn(appliance.database)
+        out.say(f"{len(ids)} rows are erased, and nothing of theirs comes back with an import.")
+        copies = copies_told(out, appliance)
         sent = tune_openai.say_what_was_sent(out, store)
     finally:
         await appliance.close()
-    out.say(f"{len(ids)} rows are erased, and nothing of theirs comes back with an import.")
     if runs:
         out.say(f"The data of {len(runs)} tuning runs is erased; their reports stay: {', '.join(runs)}.")
     show_models(out, models)
-    out.result(
-        {"rows": ids, "mentions": len(trace.mentions), "runs": runs, "models": models, "waiting": waiting, "sent": sent}
-    )  # fmt: skip
+    told = {"rows": ids, "mentions": len(trace.mentions), "runs": runs, "models": models, "waiting": waiting, "sent": sent}
+    out.result(told | copies)
     return 75 if waiting else 0
 
 

@@ -246,7 +246,8 @@ async def export_users(out: Output, file: Path) -> int:
 async def erase(out: Output, name: str, yes: bool) -> int:
     """Erase NAME: account, chats, keys, memberships, feedback, and the examples that they gave. There is no way back.
 
-    Flagged messages stay with the safeguarding lead, and documents that they added stay in the library.
+    Flagged messages stay with the safeguarding lead, and documents that they added stay in the library. Earlier names are not
+    written down anywhere: the box knows those under which they gave examples here, or that a kept state has.
     """
     from appliance.app import Appliance
     from appliance.cli.erasing import erase_person

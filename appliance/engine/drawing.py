@@ -72,6 +72,7 @@ class Draw:
 
     def __init__(self, seats: dict[str, Seat]) -> None:
         self._seats = seats
+        self.batches = 0  # that the library has begun to compute
         self._rows: list[tuple[Seat | None, list[int]]] = []
 
     def check_kwargs(self, _options: dict[str, Any]) -> None: ...
@@ -82,7 +83,8 @@ class Draw:
         self._rows = []
 
     def prepare_tensor_args(self, requests_in_batch: Sequence[Any], arg_storage: Any) -> Any:
-        """Who gets a token in this step, in the order of the scores' rows."""
+        """Who gets a token in this step, in the order of the scores' rows. The library asks once a step, before it computes."""
+        self.batches += 1
         self._rows = []
         for request in requests_in_batch:
             seat = self._seats.get(request.state.request_id)

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Embedder:
         self._model: Any = None
         self._encoder: _Encoder | None = None
         self._lock = threading.Lock()
+        self._batches, self._inside = 0, False  # begun so far, and whether one is being computed now
 
     @property
     def id(self) -> str:
@@ -58,21 +59,36 @@ class Embedder:
     def loaded(self) -> bool:
         return self._model is not None
 
+    def step(self) -> tuple[int, float] | None:
+        """Another one for each batch, which is bounded however many texts there are; None while nothing is computed."""
+        return (self._batches, 0.0) if self._inside else None
+
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors, float32 of shape (texts, 384). Raises ModelUnavailable without the real weights."""
         with self._lock:
             if self._model is None or self._encoder is None:
-                self._load()
+                self._load()  # which may take as long as it does: no step
             if not texts:
                 return np.zeros((0, DIMENSIONS), dtype=np.float32)
-            assert self._encoder is not None
-            if len(texts) > 1:
-                return self._encoder.encode(texts)
-            if len(texts[0]) <= LONE:
-                with _one_thread():
-                    return self._encoder.encode(texts, full=True)
-            vectors = self._model.encode(list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
+            self._next_batch()
+            self._inside = True
+            try:
+                return self._embed(texts)
+            finally:
+                self._inside = False
+
+    def _embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        assert self._encoder is not None
+        if len(texts) > 1:
+            return self._encoder.encode(texts, each=self._next_batch)
+        if len(texts[0]) <= LONE:
+            with _one_thread():
+                return self._encoder.encode(texts, full=True)
+        vectors = self._model.encode(list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
+
+    def _next_batch(self) -> None:
+        self._batches += 1
 
     def _load(self) -> None:
         folder = _folder()
@@ -129,12 +145,15 @@ class _Encoder:
         self._full = [_layer(layer, torch.float32) for layer in model.encoder.layer]
         self._fast = [_layer(layer, torch.bfloat16) for layer in model.encoder.layer] if precision == "bf16" else self._full
 
-    def encode(self, texts: Sequence[str], *, full: bool = False) -> npt.NDArray[np.float32]:
-        """Unit vectors in the order of `texts`; `full`: whatever their length, in full precision."""
+    def encode(
+        self, texts: Sequence[str], *, full: bool = False, each: Callable[[], None] = lambda: None
+    ) -> npt.NDArray[np.float32]:
+        """Unit vectors in the order of `texts`; `full`: whatever their length, in full precision. each: before every batch."""
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         vectors = np.empty((len(ids), DIMENSIONS), dtype=np.float32)
         with self._torch.inference_mode():
             for batch in _batches([len(one) for one in ids]):
+                each()
                 layers = self._full if full or len(ids[batch[0]]) <= SHORT else self._fast
                 vectors[batch] = self._vectors([ids[text] for text in batch], layers)
         return vectors

@@ -150,9 +150,12 @@ class Model:
 
 
 class Loaded:
-    """The handlers in memory. A handler in use is never closed; one whose loop died is loaded again."""
+    """The handlers in memory. A handler in use is never closed; one whose loop died is loaded again.
 
-    def __init__(self, resolve: Resolve, make: MakeHandler) -> None:
+    beside: what else of this process computes in steps, and has to go on (`advances`).
+    """
+
+    def __init__(self, resolve: Resolve, make: MakeHandler, beside: Sequence[Steps] = ()) -> None:
         self._resolve = resolve
         self._make = make
         self._choice = make if isinstance(make, Chooses) else None
@@ -160,6 +163,7 @@ class Loaded:
         self._leaving: list[_Base] = []  # another back end took over; they answer who they are answering
         self._loading: dict[str, asyncio.Lock] = {}
         self._ended = False
+        self._beside = tuple(beside)
         self._steps: dict[int, tuple[int, float]] = {}  # at the last look
         self.newest = ""  # the id of the model that was used last
 
@@ -365,8 +369,8 @@ class Loaded:
 
         A long step is not told from one that hangs: who asks has to know how long one may last.
         """
-        handlers = [base.handler for base in (*self._bases.values(), *self._leaving)]
-        at = {id(one): one.step() for one in handlers if isinstance(one, Steps)}
+        work = [*(base.handler for base in (*self._bases.values(), *self._leaving)), *self._beside]
+        at = {id(one): one.step() for one in work if isinstance(one, Steps)}
         before, self._steps = self._steps, {key: step for key, step in at.items() if step is not None}
         return not any(before.get(key) == step for key, step in self._steps.items())
 

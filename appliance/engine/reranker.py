@@ -27,6 +27,11 @@ class Reranker:
         self._folder = folder
         self._model: Any = None
         self._lock = threading.Lock()
+        self._batches, self._inside = 0, False  # begun so far, and whether one is being computed now
+
+    def step(self) -> tuple[int, float] | None:
+        """Another one for each batch; None while nothing is computed."""
+        return (self._batches, 0.0) if self._inside else None
 
     def scores(self, question: str, texts: Sequence[str]) -> list[float]:
         """How well each text answers, more is better; only their order means anything. Raises ModelUnavailable."""
@@ -35,9 +40,18 @@ class Reranker:
         with self._lock:
             if self._model is None:
                 self._model = self._load()
+                self._model.register_forward_pre_hook(self._next_batch)
             pairs = [(question, text) for text in texts]
-            scores = self._model.predict(pairs, batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True)
+            self._next_batch()
+            self._inside = True
+            try:
+                scores = self._model.predict(pairs, batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True)
+            finally:
+                self._inside = False
         return [float(score) for score in scores]
+
+    def _next_batch(self, *_: Any) -> None:
+        self._batches += 1
 
     def _load(self) -> Any:
         problem = ModelUnavailable(

@@ -58,7 +58,7 @@ def create_engine(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.loaded = Loaded(resolve, make)
+        app.state.loaded = Loaded(resolve, make, beside=[embedder, *([reranker] if reranker else [])])
         app.state.embedder = embedder
         app.state.embed = Gathering(embedder.embed)
         app.state.reranker = reranker

@@ -75,6 +75,8 @@ class TransformersHandler:
         self._pages = self._free_pages = self._bytes = 0
         self._waiting: FairQueue[Seat] = FairQueue()
         self._running: dict[str, Seat] = {}  # read by the library's thread
+        self._draw = Draw(self._running)
+        self._scoring = self._scored = 0  # callers who have something scored now, and pieces of that begun so far
         self._numbers = itertools.count()
         self._answer_seconds = 2.0
         self._reading = threading.Lock()  # held while the tokenizer works: it has one switch for all callers
@@ -116,7 +118,12 @@ class TransformersHandler:
         tokens, start = await self._tokens(messages, answer=False)
         if len(tokens) > self.context:
             raise TooLarge(f"The conversation has {len(tokens)} tokens; this model holds {self.context}.", "Shorten it.")
-        return await asyncio.to_thread(self._score, self._alive(), tokens, start)
+        manager = self._alive()
+        self._scoring += 1
+        try:
+            return await asyncio.to_thread(self._score, manager, tokens, start)
+        finally:
+            self._scoring -= 1
 
     async def tokenize(self, text: str) -> list[int]:
         """A text's tokens; names of control tokens in it are words."""
@@ -142,6 +149,20 @@ class TransformersHandler:
 
             facts["gpu_free"], facts["gpu_total"] = torch.cuda.mem_get_info(self._model.device)
         return Health(ok, detail, self.model_id, facts)
+
+    def step(self) -> tuple[int, float] | None:
+        """Another one for each batch that is computed, and each piece of a text that is scored; None while there is none to do.
+
+        Asked of the library, and not by who waits: whoever reads slowly has all of an answer long before leaving, and whoever
+        left at a deadline is still being computed for where a driver hangs.
+        """
+        manager = self._manager
+        if manager is None or self._fault or not manager.is_running():
+            return None
+        batches = manager.batch_processor
+        owes = batches is not None and batches.has_pending_requests()
+        owes = owes or self._scoring or any(not seat.sent for seat in self._running.values())
+        return (self._draw.batches, self._scored) if owes else None
 
     async def close(self) -> None:
         leaving, self._manager = [self._manager], None
@@ -320,7 +341,7 @@ class TransformersHandler:
                 auto_switch_to_flash=False,  # or it would look for kernels on the network
             ),
         )  # fmt: skip
-        manager.logit_processor = Draw(self._running)
+        manager.logit_processor = self._draw
         manager.output_router.output_queue = self
         manager.warmup()  # makes the cache here, where a want of memory is an error for whoever loads
         # The library's thread is a daemon where whoever starts it is one: then a process that ends does not wait for it.
@@ -425,6 +446,7 @@ class TransformersHandler:
                 step = max(1, min(BATCH[model.device.type], SCORED // model.config.get_text_config().vocab_size))
                 for begin in range(0, len(tokens) - 1, step):
                     end = min(begin + step, len(tokens) - 1)
+                    self._scored += 1
                     logits = model(input_ids=ids[:, begin:end], past_key_values=past, use_cache=True).logits[0]
                     chances = logits.float().log_softmax(-1).gather(1, ids[0, begin + 1 : end + 1, None])[:, 0]
                     scores += chances[max(0, start - 1 - begin) :].tolist()

@@ -24,6 +24,7 @@ from appliance.tuning.store import emptied
 if TYPE_CHECKING:
     from appliance.db import Database
 
+GIVE = "give example"  # the verb of the audit record, by which an erasure finds what somebody gave under another name
 _WAITS = {"reviewed": "pending", "reviewer": "", "reviewed_at": None}
 
 
@@ -57,7 +58,7 @@ class Giving:
                 connection.execute(sa.update(examples).where(this).values(**values, **_WAITS))
             else:
                 return
-        self._audit.note("give example" if before is None else "change example", id, {}, actor=by)
+        self._audit.note(GIVE if before is None else "change example", id, {}, actor=by)
 
     def take_back(self, id: str, by: str) -> None:
         """Leave nothing of an example but its id. One that is empty already, or was never made, stays so."""

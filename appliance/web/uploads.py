@@ -7,6 +7,7 @@ bounds. Rights are decided in `accounts`, where files lie in `knowledge.uploads`
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from fastapi import APIRouter, Request
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from appliance.backup import sweep_now
 from appliance.errors import ApplianceError, BadInput, NotFound
 from appliance.knowledge import ingest as bulk
 from appliance.knowledge.shelves import EVERYTHING, Collection, Filter, Reader
@@ -183,6 +185,8 @@ async def remove(request: Request, id: str) -> Response:
     await auth.form(request)
     await auth.box(request).library.remove(id, within, by=user.id)
     await asyncio.to_thread(auth.box(request).audit.note, "remove document", id, {}, actor=user.id)
+    with suppress(ApplianceError):  # it is taken out here; the nightly backup takes it out of kept states too
+        await asyncio.to_thread(sweep_now, auth.box(request).settings, auth.box(request).database)
     return RedirectResponse(f"/document/{id}", 303)
 
 

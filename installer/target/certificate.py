@@ -152,6 +152,7 @@ def use(place, certificate, key, names=None):
     unknown = [name for name in brought.names if not any(covers(name, one) for one in called(place))]
     if unknown:
         told += f"\nThe pages answer under {unknown[0]} once it stands in allowed_hosts in {place.etc / 'appliance.toml'}."
+    told += "\nIt and its key are in no backup: keep both files apart from the box."
     return f"{told}\nIt is vouched for by {facts(chain[-1]).issuer}: devices that trust that are not warned."
 
 

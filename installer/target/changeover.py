@@ -16,8 +16,10 @@ from pathlib import Path
 
 ROOT = Path("/opt/appliance")
 RELEASES, CURRENT = ROOT / "releases", ROOT / "current"
-PLAN = ROOT / "changing.json"  # {"before", "to"}, and "failed" once the new release did not answer
-OUTCOME = ROOT / "changed.json"  # the plan, with "runs", "answers" and "seconds" (that the pages waited)
+PLAN = ROOT / "changing.json"  # {"before", "to"}, and "failed" and "why" once the new release did not answer
+OUTCOME = (
+    ROOT / "changed.json"
+)  # the plan, with "runs", "answers", "seconds" (that the pages waited) and "at"; the doctor reads it
 UNITS = Path("/etc/systemd/system")
 WEB = Path("/run/appliance/web.sock")
 SERVICES = ("appliance-web.service", "appliance-worker.service", "appliance-engine.service")
@@ -36,9 +38,10 @@ def main() -> int:
     began = time.monotonic()
     if not plan.get("failed"):
         put_in_place(plan["to"])
-        if answers():
+        why = silent()
+        if not why:
             return end(plan, plan["to"], True, began)
-        plan["failed"] = True
+        plan |= {"failed": True, "why": why}
         write(PLAN, json.dumps(plan))  # a power cut from here on goes on going back
     put_in_place(plan["before"])
     return end(plan, plan["before"], answers(), began)
@@ -86,7 +89,7 @@ def link(version: str) -> None:
 
 
 def end(plan: dict, runs: str, answered: bool, began: float) -> int:
-    told = plan | {"runs": runs, "answers": answered, "seconds": round(time.monotonic() - began)}
+    told = plan | {"runs": runs, "answers": answered, "seconds": round(time.monotonic() - began), "at": time.time()}
     write(OUTCOME, json.dumps(told))
     PLAN.unlink(missing_ok=True)
     sync(ROOT)
@@ -95,14 +98,20 @@ def end(plan: dict, runs: str, answered: bool, began: float) -> int:
 
 def answers() -> bool:
     """Whether the pages come through the web process's socket, within PATIENCE seconds and before a service gives up."""
+    return not silent()
+
+
+def silent() -> str:
+    """Why they do not come; "" as soon as they do."""
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends:
         if asked("/ready"):
-            return True
-        if hopeless():
-            return False
+            return ""
+        ended = hopeless()
+        if ended:
+            return f"{ended} ended again and again"
         time.sleep(LOOK)
-    return False
+    return f"the pages did not come within {PATIENCE:.0f} seconds"
 
 
 def asked(path: str) -> bool:
@@ -116,12 +125,16 @@ def asked(path: str) -> bool:
         return False
 
 
-def hopeless() -> bool:
-    """Whether a service ended again and again, or was given up by systemd."""
-    words = ["systemctl", "show", "--property=ActiveState,NRestarts", *SERVICES]
+def hopeless() -> str:
+    """The service that ended again and again, or was given up by systemd; "" where none was."""
+    words = ["systemctl", "show", "--property=Id,ActiveState,NRestarts", *SERVICES]
     said = subprocess.run(words, capture_output=True, text=True, check=False).stdout
-    values = [line.partition("=")[2] for line in said.splitlines()]
-    return any(value == "failed" or (value.isdigit() and int(value) >= RESTARTS) for value in values)
+    for block in said.split("\n\n"):
+        facts = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        restarts = facts.get("NRestarts", "")
+        if facts.get("ActiveState") == "failed" or (restarts.isdigit() and int(restarts) >= RESTARTS):
+            return facts.get("Id", "a service").removesuffix(".service")
+    return ""
 
 
 def systemctl(*words: str) -> int:

@@ -41,9 +41,9 @@ class Found:
     remedy: str = ""
 
 
-def all_of_them(opt: Path, ours: Callable[[int], bool]) -> list[Found]:
-    """opt: where releases go. ours: whether a port is held by what an earlier run installed."""
-    return [_system(), _processor(), _memory(), _disk(opt), _ports(ours), _clock(), _writable(), *_gpu()]
+def all_of_them(opt: Path, ours: Callable[[int], bool], *, cuda: bool = False) -> list[Found]:
+    """opt: where releases go. ours: whether the proxy of an earlier run holds a port. cuda: whether the bundle is for a GPU."""
+    return [_system(), _processor(), _memory(), _disk(opt), _ports(ours), _clock(), _writable(), *_gpu(cuda)]
 
 
 def _system() -> Found:
@@ -142,17 +142,23 @@ def _writable() -> Found:
     return Found("Folders", "fine", f"{', '.join(map(str, WRITTEN))} can be written")
 
 
-def _gpu() -> list[Found]:
+def _gpu(cuda: bool) -> list[Found]:
+    """What a bundle with CUDA's libraries can serve on; one without them serves on the processor, whatever is there."""
     if not shutil.which("nvidia-smi"):
-        return []
+        said = "This bundle is for an NVIDIA GPU, and its driver is not installed."
+        return [Found("GPU", "note", said, "The box serves on its processor until it is.")] if cuda else []
     words = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=GPU_SECONDS).stdout
         name, driver, memory = (part.strip() for part in said.splitlines()[0].split(","))
         number = int(driver.split(".")[0])
     except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        if not cuda:
+            return [Found("GPU", "fine", "nvidia-smi finds no GPU that works: this bundle serves on the processor")]
         return [Found("GPU", "note", "nvidia-smi finds no GPU that works.", "The box serves on its processor meanwhile.")]
+    if not cuda:
+        return [Found("GPU", "fine", f"{name}, {memory}: this bundle serves on the processor; one made with --cuda on the GPU")]
     if number < DRIVER:
         said = f"{name}: its driver {driver} is too old, {DRIVER} is needed."
         return [Found("GPU", "note", said, "The box serves on its processor until the driver is newer.")]
-    return [Found("GPU", "fine", f"{name}, {memory}, driver {driver}: this bundle serves on the processor")]
+    return [Found("GPU", "fine", f"{name}, {memory}, driver {driver}: this bundle serves on it")]

@@ -22,6 +22,7 @@ SETTINGS = Path("/etc/appliance/appliance.toml")
 KEY = Path("/etc/appliance/signing.pub")
 UNITS = Path("/etc/systemd/system")
 CADDYFILE = Path("/etc/caddy/Caddyfile")
+RESTORING = "appliance-restoring.service"
 MARK = "# Written by the school appliance's installer."
 STARTED = ("appliance-web.socket", "appliance-engine.service", "appliance-web.service", "appliance-worker.service")
 PACKAGES = ("python3", "python3-venv", "caddy", "avahi-daemon", "iproute2", "openssl", "ca-certificates", "restic", "libgomp1")
@@ -94,6 +95,8 @@ def user_and_folders(changes: Changes) -> None:
         text = Path(__file__).with_name(source).read_text("utf-8")
         changes.write(Path(f"/usr/local/sbin/appliance-{name}"), text, 0o755)
     changes.write(PROGRAM, COMMAND.replace("{mark}", MARK[2:]), 0o755)
+    changes.write(UNITS / RESTORING, Path(__file__).with_name("restoring.service").read_text("utf-8"))
+    changes.run(["systemctl", "enable", RESTORING], "Having a restore go on after a power cut")
 
 
 def settings(name: str, changes: Changes) -> None:

@@ -66,7 +66,8 @@ def install(given: argparse.Namespace, changes: Changes) -> None:
     changes.say(f"School appliance {version}" + (f"; {before} is installed." if before else "; a new box."))
     release.refuse_older(version, before)
     bundled.refuse_unfit(bundle, facts, checks.OS_RELEASE, release.RELEASES / version, changes.say, old=given.old)
-    _look(changes, given.yes or given.dry_run)
+    release.clear_undone(version, changes)
+    _look(changes, given.yes or given.dry_run, cuda=bool(facts.get("cuda")))
     if given.certificate:
         machine.own_certificate(*given.certificate, name, changes, only_look=True)
     machine.debian_packages(bundle, changes)
@@ -97,8 +98,8 @@ def install(given: argparse.Namespace, changes: Changes) -> None:
     machine.tell(name, changes)
 
 
-def _look(changes: Changes, agreed: bool) -> None:
-    found = checks.all_of_them(release.RELEASES, machine.port_is_ours)
+def _look(changes: Changes, agreed: bool, *, cuda: bool) -> None:
+    found = checks.all_of_them(release.RELEASES, machine.port_is_ours, cuda=cuda)
     for one in found:
         mark = {"fine": "ok", "note": "note", "stop": "NO"}[one.state]
         changes.say(f"  {mark:<5}{one.name}: {one.detail}")

@@ -126,11 +126,30 @@ def upgrade(before: str, version: str, changes: Changes, *, backed_up: bool = Tr
         changes.say(f"{version} answers. The pages waited {outcome['seconds']} s.")
         _forget(version, before, changes)
         return
+    _clear(version, changes)
+    why = outcome.get("why", "the pages did not come")
     again = "It answers." if outcome["answers"] else "It does not answer either: journalctl -u appliance-web -n 50."
     raise Fault(
-        f"{version} does not answer. The upgrade was undone; {before} runs. {again}",
-        "Tell who made the bundle; nothing was lost.",
+        f"{version} does not answer: {why}. The upgrade was undone; {before} runs. {again}",
+        "Tell who made the bundle what the log says: journalctl -u appliance-changeover -u appliance-web. Nothing was lost.",
     )
+
+
+def clear_undone(version: str, changes: Changes) -> None:
+    """Remove a release that did not answer, where the power cut that undid it left it; not the one that is installed now."""
+    if changes.dry or not changeover.OUTCOME.is_file():
+        return
+    outcome = json.loads(changeover.OUTCOME.read_text("utf-8"))
+    if outcome["to"] not in (outcome["runs"], version, current()):
+        _clear(outcome["to"], changes)
+
+
+def _clear(version: str, changes: Changes) -> None:
+    """Its mark first: what is left where this is broken off is no whole release."""
+    if (RELEASES / version).is_dir():
+        changes.say(f"Removing what was installed of {version}.")
+        changes.remove(RELEASES / version / WHOLE)
+        changes.remove(RELEASES / version)
 
 
 def _prepare_changeover(changes: Changes) -> None:

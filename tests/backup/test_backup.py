@@ -9,8 +9,6 @@ import stat
 import subprocess
 import sys
 import time
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,8 @@ from click.testing import CliRunner
 
 from appliance import settings as settings_module
 from appliance.app import Appliance
-from appliance.backup import Backups, last_known, switch, undo
+from appliance.backup import Backups, last_known, switch, undo, waiting
+from appliance.backup import backups as backups_module
 from appliance.backup.backups import tidy
 from appliance.backup.contents import rows_of
 from appliance.backup.known import remember
@@ -30,11 +29,12 @@ from appliance.checkup import Check, saved
 from appliance.cli import group
 from appliance.db import Database
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, UnderWay
+from appliance.files import sha256_of
 from appliance.knowledge.shelves import EVERYTHING
 from appliance.registry import Registry
 from appliance.settings import Settings
 from appliance.tables import sessions
-from tests.backup.school import NAME, PASSWORD, QUIET, ROOT, Kept, files, needs_restic, note, numbers, packs
+from tests.backup.school import NAME, PASSWORD, QUIET, Kept, files, needs_restic, note, numbers, packs
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------
@@ -192,6 +192,34 @@ def test_a_wrong_key_is_a_sentence_and_a_mistyped_one_too(kept: Kept, tmp_path: 
         Backups(Settings(home=tmp_path / "blank"), kept.folder).list()
 
 
+def test_a_restore_that_is_refused_leaves_what_is_there_as_it_was(
+    kept: Kept, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is asked for at the box: of a newer release, with a wrong passphrase, on a disk with too little space."""
+    settings = Settings(home=tmp_path / "home")
+    shutil.copytree(kept.home, settings.home)
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "manifest.json").write_text("{}")
+    newer = Repository(own / "appliance-backups", kept.key).save(tmp_path / "tree", "9.1", "9999", 2, QUIET)
+    (tmp_path / "paper").write_text(kept.key[:-1] + ("A" if kept.key[-1] != "A" else "B"))
+    there = files(settings.home) | {"database": sha256_of(settings.database)}
+
+    def refused(id: str, *more: str) -> str:
+        words = ["--home", str(settings.home), "backup", "restore", id, "--from", str(own), *more]
+        with pytest.raises(ApplianceError) as caught:
+            CliRunner().invoke(group, words, catch_exceptions=False)
+        assert files(settings.home) | {"database": sha256_of(settings.database)} == there, "what was there is as it was"
+        assert waiting(settings) is None and not list(settings.backups.glob("state-before-*"))
+        assert caught.value.message.endswith(".") and caught.value.hint
+        return f"{caught.value.message} {caught.value.hint}"
+
+    assert "newer release (9.1)" in refused(newer.id) and "Install that release" in refused(newer.id)
+    assert "does not open" in refused(kept.ids[0], "--key-file", str(tmp_path / "paper"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=backups_module.ROOM))
+    assert "Free some space there" in refused(kept.ids[0])
+
+
 @pytest.mark.usefixtures("database")
 def test_without_restic_the_next_step_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -260,37 +288,3 @@ def test_the_health_page_says_how_old_the_last_one_is(settings: Settings) -> Non
     assert "backup_to" in check(last=last | {"own_disk": True}, proven={"id": "1", "at": now}).remedy
     failed = check(last=last, failed={"at": now, "message": "The disk is full.", "hint": "Free some space."})
     assert not failed.ok and "The disk is full." in failed.detail and failed.remedy == "Free some space."
-
-
-@pytest.mark.parametrize("well", [True, False])
-def test_on_a_box_the_services_stop_for_the_change_only_and_a_dead_state_is_undone(
-    well: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The command that root runs on an installed box; systemd and the appliance's user are played by a script here."""
-    loader = SourceFileLoader("restore", str(ROOT / "installer" / "target" / "restore"))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    spec = spec_from_loader("restore", loader)
-    assert spec is not None
-    restore = module_from_spec(spec)
-    loader.exec_module(restore)
-    for name in ("runuser", "systemctl"):
-        script = f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/said\ncase "$*" in *prepare-only) cat > {tmp_path}/key ;; esac\n'
-        (tmp_path / name).write_text(script)
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "paper").write_text("THE-KEY")
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(restore, "answers", lambda: well)
-    code = restore.main(["latest", "--key-file", str(tmp_path / "paper")])
-    said = [line.removeprefix("runuser -u appliance -- /opt/appliance/current/.venv/bin/")
-            for line in (tmp_path / "said").read_text().splitlines()]  # fmt: skip
-    services = "appliance-web.service appliance-worker.service appliance-engine.service"
-    done = [
-        "appliance backup restore latest --key-file - --prepare-only",
-        f"systemctl stop appliance-retrain.service appliance-backup.service {services}",
-        "appliance backup switch",
-        f"systemctl start --no-block {services}",
-    ]
-    back = [f"systemctl stop {services}", "appliance backup undo", f"systemctl reset-failed {services}", done[-1]]
-    assert said == (done if well else [*done, *back]) and code == (0 if well else 1)
-    assert (tmp_path / "key").read_text() == "THE-KEY"
-    assert ("what was there before is back" in capfd.readouterr().err) is not well

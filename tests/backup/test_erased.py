@@ -193,6 +193,31 @@ def test_a_state_that_waits_or_is_kept_is_swept(before: School, tmp_path: Path) 
     assert holds(settings.home, "what Ben wrote") == []
 
 
+def test_a_document_and_examples_that_are_taken_out_leave_kept_states_at_once(before: School, tmp_path: Path) -> None:
+    before = before.apart(tmp_path)
+    settings = Settings(home=tmp_path / "home", backup_to=before.disk, backup_same_disk=True)
+    before.restored(settings)
+    switch(settings)
+    before.restored(settings)
+    kept = switch(settings)
+    assert kept is not None and holds(kept, "no seeds at all") and holds(kept, "Ben's words")
+    database = Database(settings.database)
+    with database.read() as connection:
+        fern = connection.scalar(sa.select(documents.c.id))
+    database.close()
+    with working(settings):
+        done = run(settings, "docs", "remove", str(fern))
+    assert done.exit_code == 0 and "hold a copy until the next backup" in done.output
+    done = run(settings, "examples", "withdraw", "ben", "--yes")
+    assert done.exit_code == 0 and "1 rows are erased" in done.output and holds(kept, "Ben's words") == []
+    assert holds(kept, "no seeds at all") == [], "and what an earlier removal had to leave there"
+    database = Database(kept / settings.database.name)
+    assert Audit(database).entries(thing="restored state")[-1].facts == {"people": 0, "examples": 1, "documents": 1}
+    database.close()
+    (settings.backups / "known.json").write_text(json.dumps({"last": {"id": "1"}, "kept": [1.0, 2.0]}))
+    assert "2 backups from before hold a copy until" in run(settings, "examples", "withdraw", "ben", "--yes").output
+
+
 def test_a_damaged_state_is_not_had_back_with_who_was_erased_since(before: School, tmp_path: Path) -> None:
     before = before.apart(tmp_path)
     settings = Settings(home=tmp_path / "home")

@@ -64,12 +64,15 @@ def test_a_kill_in_the_middle_of_the_change_leaves_the_old_state_or_the_new_one(
         killed = killed_at(number, lambda settings=settings: switch(settings))  # type: ignore[misc]
         finish(settings)  # what every command does first
         assert state(settings.home) in ((old, new) if killed else (new,))
+        # By these two files the restore on a box sees whether it took over, and whether it was undone.
+        assert (settings.backups / "restored" / "ready.json").exists() is (state(settings.home) == old)
         if state(settings.home) == old:
             switch(settings)
         assert state(settings.home) == new
         undone = killed_at(number, lambda settings=settings: undo(settings))  # type: ignore[misc]
         finish(settings)
         assert state(settings.home) in ((old, new) if undone else (old,))
+        assert (settings.backups / "switched.json").exists() is (state(settings.home) == new)
         kills += killed + undone
         if not killed and not undone:
             break

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.backup import Backups, copies, last_copy, last_known, places
+from appliance.backup import Backups, copies, last_known, places
+from appliance.backup.copies import last_copy
 from appliance.backup.known import remember
 from appliance.backup.repository import Damaged, Repository
 from appliance.backup.retention import NIGHT, gone_by, kept

@@ -292,7 +292,7 @@ def test_withdrawing_says_what_goes_and_which_model_had_it(tmp_path: Path) -> No
     again = json.loads(run(tmp_path, "withdraw", "Mo", "--yes", "--json").stdout)
     assert again == {
         "rows": [], "mentions": 0, "runs": [], "waiting": False, "sent": [],
-        "models": [{"id": "tuned-1", "aliases": ["champion"], "rows": 3, "through": ""}],
+        "models": [{"id": "tuned-1", "aliases": ["champion"], "rows": 3, "through": ""}], "backups": 0, "backups_until": 0.0,
     }  # fmt: skip
     assert run(tmp_path, "import", tmp_path / "feedback.jsonl").stdout == "feedback.jsonl: 3 withdrawn before.\n"
 

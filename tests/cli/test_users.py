@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from appliance.tables import (
     users,
     withdrawals,
 )
+from appliance.tuning.giving import Giving
 from tests.cli.test_commands import run
 
 PASSWORD = "correct horse battery"
@@ -158,3 +160,34 @@ def test_erasing_a_person_leaves_nothing_of_theirs(home: Path, database: Databas
     entry = Audit(database).entries(thing=mia.id)[-1]
     assert entry.verb == "erase person" and "mia" not in str(entry.facts).lower()
     assert run(home, "users", "erase", "mia", "--yes").returncode == 1
+
+
+def test_earlier_names_of_a_person_are_found_where_the_box_knows_them(home: Path, database: Database) -> None:
+    """From what they gave under them, and from a state that a restore has kept; not where somebody else is called so now."""
+    people = People(database)
+    ann, _ = people.add("ann lee", TEACHER)
+    ben, _ = people.add("ben", TEACHER)
+    given = {"correction": None, "rating": "up"}
+    talk = [("user", "Why?"), ("assistant", "secret words of ann, given")]
+    Giving(database).keep("given-1", by=ann.id, messages=talk, author="ann lee", **given)
+    people.change(ann.id, name="ann smith")
+    Giving(database).keep("given-2", by=ann.id, messages=talk, author="ann smith", **given)
+    kept = home / "backups" / "state-before-20260101-120000"
+    kept.mkdir(parents=True)
+    people.change(ann.id, name="ann holm", full_name="Ann Holm")
+    database.fold_log()
+    shutil.copy(home / "appliance.sqlite3", kept)
+    people.change(ann.id, name="ann berg", full_name="Ann Berg")
+    people.change(ben.id, name="ann smith")  # who is called so now is another
+    with database.begin() as connection:
+        for id, author in (("e1", "Ann Lee"), ("e2", "ann holm"), ("e3", "ann smith"), ("e4", "Ann Berg"), ("e5", "somebody")):
+            connection.execute(sa.insert(examples).values(**example(id, author)))
+    done = run(home, "users", "erase", "ann berg", "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["examples"] == 5 and "earlier names: ann lee, ann holm" in done.stderr
+    with database.read() as connection:
+        left = connection.scalars(sa.select(examples.c.id).where(examples.c.withdrawn.is_(None)).order_by("id"))
+        assert list(left) == ["e3", "e5"], "given-2 is hers, whoever is called so now"
+    stored = b"".join(path.read_bytes() for path in home.rglob("appliance.sqlite3*"))
+    assert b"words of ann, given" not in stored and b"words of ann holm" not in stored and b"words of somebody" in stored
+    assert "lee" not in str(Audit(database).entries()[-1].facts)

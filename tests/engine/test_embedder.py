@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import threading
@@ -13,8 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from appliance.cli.serve import _advances
 from appliance.engine import embedder as module
-from appliance.engine.embedder import DIMENSIONS, Embedder
+from appliance.engine.embedder import DIMENSIONS, Embedder, _Encoder
+from appliance.engine.service import create_engine
+from appliance.errors import NotFound
 from appliance.settings import CLONE
 
 pytestmark = pytest.mark.slow
@@ -110,6 +114,42 @@ def test_two_at_once_do_not_mix(ours: Embedder) -> None:
     for thread in threads:
         thread.join()
     assert all(np.array_equal(one, other) for one, other in zip(alone, found, strict=True))
+
+
+def nothing(name: str) -> Any:
+    raise NotFound(f"There is no model called {name}.", "See `appliance models list`.")
+
+
+def test_an_embedder_that_hangs_is_told_from_one_with_much_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the watchdog asks: whether anything is in the very step that it was in at the last look."""
+    ours = Embedder(2, "fp32")
+    app = create_engine(nothing, nothing, ours)
+    compute, hangs, began, go = _Encoder._vectors, threading.Event(), threading.Event(), threading.Event()
+    looks: list[bool] = []
+
+    def computes(self: _Encoder, ids: Any, layers: Any) -> Any:
+        looks.append(app.state.loaded.advances())  # one look for each batch, and none of them may see it stand still
+        if hangs.is_set():
+            began.set()
+            assert go.wait(60)
+        return compute(self, ids, layers)
+
+    async def look() -> None:
+        async with app.router.lifespan_context(app):
+            await app.state.embed(["behind the first one, which warms it up"])
+            monkeypatch.setattr(_Encoder, "_vectors", computes)
+            monkeypatch.setattr(module, "BATCH_TOKENS", 8)
+            await asyncio.to_thread(ours.embed, QUESTIONS)
+            assert len(looks) > 3 and all(looks) and ours.step() is None
+            hangs.set()
+            hanging = asyncio.create_task(asyncio.to_thread(ours.embed, ["one", "two"]))
+            await asyncio.to_thread(began.wait, 60)
+            assert not _advances(app) and not _advances(app)
+            go.set()
+            await hanging
+            assert _advances(app)
+
+    asyncio.run(look())
 
 
 def test_the_vectors_id_names_the_model_and_the_precision() -> None:

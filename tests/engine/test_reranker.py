@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from appliance.db import Database
-from appliance.engine.reranker import Reranker
+from appliance.engine.reranker import BATCH, Reranker
 from appliance.errors import ModelUnavailable
 from appliance.knowledge.library import EVERYTHING, Found, Library
 from appliance.settings import Settings
@@ -48,6 +48,15 @@ def test_scores_come_in_the_order_of_the_texts(folder: Path) -> None:
     assert len(set(scores)) == 4 and reranker.scores(QUESTION, []) == []
     assert reranker.scores(QUESTION, texts[::-1]) == pytest.approx(scores[::-1], abs=1e-4)
     assert len(reranker.scores(QUESTION, ["water " * 2_000])) == 1, "what is too long is cut"
+
+
+def test_each_batch_is_a_step_to_the_watchdog(folder: Path) -> None:
+    reranker = Reranker(folder)
+    reranker.scores(QUESTION, [PLANTS])
+    steps: list[Any] = []
+    reranker._model.register_forward_hook(lambda *_: steps.append(reranker.step()))
+    reranker.scores(QUESTION, [PLANTS] * (3 * BATCH))
+    assert len(set(steps)) == 3 and None not in steps and reranker.step() is None
 
 
 def test_a_folder_without_one_says_so(tmp_path: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from appliance.engine.backend import RETRY_SECONDS, Fallback, Machine, choose, look, precision
-from appliance.engine.drawing import Words
+from appliance.engine.drawing import Draw, Words
 from appliance.engine.handler import Chunk, Handler, Message, Request, TokenChance
 from appliance.engine.loaded import Loaded, ModelFiles
 from appliance.engine.scheduler import LlamaHandler
@@ -27,6 +27,7 @@ from tests.engine.serving import starter_parts, transformers_served
 from tests.engine.test_crosstalk import CHANCES, apart, beyond_rounding
 
 GIGABYTE = 10**9
+PATIENCE = 30.0  # seconds
 LESSON = "Plants make their own food. Light falls on the leaf, and the leaf turns water and air into sugar. " * 4
 loaded = pytest.mark.slow  # torch and its libraries take seconds
 
@@ -261,6 +262,52 @@ async def test_who_waits_is_told_the_place_and_one_too_many_is_refused(serve: Se
         places = [[chunk.place for chunk in chunks if chunk.place] for chunks in answers]
         assert places == [[], [], [1], [2, 1], [3, 2, 1]]
         assert all(chunk.wait and chunk.wait > 0 for chunks in answers for chunk in chunks if chunk.place)
+
+
+@loaded
+async def test_a_driver_that_hangs_is_told_from_one_that_is_busy_also_when_everybody_has_left(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the watchdog asks: whether anything is in the very step that it was in at the last look."""
+    files = ModelFiles("starter", Path("starter"), None, 1024)
+    compute, hangs, go = Draw.__call__, threading.Event(), threading.Event()
+
+    def computes(self: Draw, *given: Any) -> Any:
+        if hangs.is_set():
+            assert go.wait(PATIENCE)
+        return compute(self, *given)
+
+    monkeypatch.setattr(Draw, "__call__", computes)
+    async with serve(slots=2) as handler:
+        loaded = Loaded(lambda _name: files, lambda _files: handler)
+        async with loaded.use("starter") as model:
+            steps, answer = set(), model.generate(asking(max_tokens=40, ignore_eos=True))
+            async for _ in answer:
+                steps.add(handler.step())
+            assert len(steps) > 10, "a long answer goes on from batch to batch"
+            slow = model.generate(asking(max_tokens=4, ignore_eos=True))
+            await anext(slow)
+            await until(lambda: handler.step() is None)  # the rest waits for whoever reads slowly
+            assert loaded.advances() and loaded.advances()
+            await slow.aclose()
+            await handler.score([Message("user", "a"), Message("assistant", "b")])
+            assert handler.step() is None
+            hangs.set()
+            with pytest.raises(Busy):
+                await collect(handler, asking(deadline=0.2))
+            assert (await handler.health()).facts["running"] == 0, "who asked has left"
+            loaded.advances()
+            assert not loaded.advances() and not loaded.advances()
+            hangs.clear()
+            go.set()
+            await until(lambda: handler.step() is None)
+            assert loaded.advances()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not true():
+            await asyncio.sleep(0.01)
 
 
 @loaded

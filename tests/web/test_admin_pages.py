@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from appliance import doctor, prompts, selftest
+from appliance.checkup import upgraded
 from appliance.errors import GateNotPassed
 from appliance.registry import Manifest, Registry
 from appliance.selftest import Measured
@@ -66,7 +67,9 @@ async def test_the_pages_are_for_the_administrator(box: Any, app: Any, person: h
     assert box.asked == [] and models.champion().id == "green-1"  # type: ignore[union-attr]
 
 
-async def test_health_says_what_is_wrong_and_what_to_do(box: Any, person: httpx.AsyncClient) -> None:
+async def test_health_says_what_is_wrong_and_what_to_do(
+    box: Any, person: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = (await person.get("/admin/health")).text
     assert "appliance worker" in page and "safeguarding lead" in page and "3 things need you." in page
     box.people.add("Ms Lead", "safeguarding", password="correct horse battery")
@@ -79,10 +82,17 @@ async def test_health_says_what_is_wrong_and_what_to_do(box: Any, person: httpx.
     page = (await person.get("/admin")).text
     assert "2 things need you." in page and 'href="/admin/health"' in page
     spanish = (await person.get("/admin/health", headers={"accept-language": "es"})).text
-    # All but the certificate, where the school has put in none of its own.
+    # All but the certificate, where the school has put in none of its own, and an upgrade, where none was undone.
     heads = re.findall(r'<th scope="row">([^<]+)</th><td class="told">.*?<bdi( lang="en")?>', spanish)
-    assert [lang for _, lang in heads] == [' lang="en"'] * (len(doctor.NAMES) - 1), "which words are no Spanish is marked"
+    assert [lang for _, lang in heads] == [' lang="en"'] * (len(doctor.NAMES) - 2), "which words are no Spanish is marked"
     assert "Copias de seguridad" in dict(heads) and not {*doctor.NAMES} - {"GPU"} & {*dict(heads)}
+    monkeypatch.setattr(upgraded, "OUTCOME", tmp_path / "changed.json")
+    undone = {"before": "1.0", "to": "1.1", "runs": "1.0", "why": "appliance-web ended again and again", "at": time.time()}
+    upgraded.OUTCOME.write_text(json.dumps(undone))
+    page = (await person.get("/admin/health")).text
+    assert "The upgrade from 1.0 to 1.1 was undone on" in page and "appliance-web ended again" in page and "journalctl" in page
+    upgraded.OUTCOME.write_text(json.dumps(undone | {"runs": "1.1"}))
+    assert "was undone" not in (await person.get("/admin/health")).text
 
 
 async def test_settings_show_what_differs(box: Any, person: httpx.AsyncClient) -> None:

@@ -11,12 +11,15 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
+from appliance.db import Database
 from appliance.jobs import work_one
 from appliance.knowledge import ingest as bulk
 from appliance.knowledge.library import EVERYTHING, Library
 from appliance.knowledge.uploads import Uploads
 from appliance.settings import Settings
+from appliance.tables import documents
 from tests.knowledge.helpers import embed
 from tests.web.box import make_box
 from tests.web.staff import signed_in
@@ -174,7 +177,16 @@ async def _moved_and_taken_out(box: Any, teacher: httpx.AsyncClient, person: htt
     assert (await person.post(f"/document/{document.id}/remove")).status_code == 404, "not the administrator's own"
     assert (await teacher.post(f"/document/{document.id}/move", data={"collection": two.id})).status_code == 303
     assert {one.collection for one in await box.library.documents(EVERYTHING)} == {"Two"}
+    kept = box.settings.backups / "state-before-20260101-120000"  # as a restore leaves one, for an undo
+    kept.mkdir(parents=True)
+    box.database.fold_log()
+    shutil.copy(box.settings.database, kept)
+    assert b"chlorophyll" in (kept / "appliance.sqlite3").read_bytes()
     assert (await teacher.post(f"/document/{document.id}/remove")).status_code == 303
+    state = Database(kept / "appliance.sqlite3")
+    with state.read() as connection:
+        assert document.id not in list(connection.scalars(sa.select(documents.c.id))), "it left the kept state at once"
+    state.close()
     gone = await teacher.get(f"/document/{document.id}")
     assert gone.status_code == 410 and re.search("taken out|removed", gone.text)
 
