@@ -26,12 +26,16 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """labels: one number a row, or five yes/no for tutor actions. shares: rows x classes, what part of the raters chose it."""
+    """labels: one number a row, or five yes/no for tutor actions. shares: rows x classes, what part of the raters chose it.
+
+    agreed: how many raters gave the label, where that is known.
+    """
 
     pupil: list[str]
     teacher: list[str]
     labels: np.ndarray[Any, Any]
     shares: np.ndarray[Any, Any] | None = None
+    agreed: np.ndarray[Any, Any] | None = None
 
 
 PARTS = (0, 1, 2, 3, 4)  # of the rows, by the pupil's line; the first is held out from the weights that come with the box
@@ -58,6 +62,7 @@ def rows(data: Path, task: str, parts: Sequence[int]) -> Rows:
         [row["student_text"] for row in found],
         [row["teacher_text"] for row in found],
         np.array([int(float(row[TASKS[task]])) for row in found]),
+        agreed=np.array([float(row[TASKS[task].replace("majority", "num_agree")]) for row in found]),
     )
 
 

@@ -16,7 +16,8 @@ LONGEST = 600  # characters of a sentence; what has no full stop for longer is c
 QUOTED = "§"  # stands for words in quotation marks: somebody else's, or words that are talked about
 _END = re.compile(r"[.!?…。！？؟।]+[\"”’»)\]]*(?=\s|$)|[。！？؟]+|\n+")  # noqa: RUF001 - the marks of several alphabets
 _TITLE = re.compile(r"(?:^|[\s(])(?:mr|mrs|ms|dr|prof|st|e\.g|i\.e|vs|no|p|pp)\.$", re.I)
-_WORD = re.compile(r"[^\W_]+(?:['’´`ʼ][^\W_]+)*")  # noqa: RUF001 - apostrophes as they are typed
+_LETTERS = r"[^\W_](?:[^\W_]|[\u0300-\u036f\u064b-\u065f\u0670])*"  # with accents and vowel marks that are typed apart
+_WORD = re.compile(rf"{_LETTERS}(?:['’´`ʼ]{_LETTERS})*")  # noqa: RUF001 - apostrophes as they are typed
 _BREAK = re.compile(r"[,;:،؛()–—]|\s-+\s|-{2,}")  # noqa: RUF001 - dashes as they are typed
 _QUOTES = re.compile('"[^"\n]{1,400}"|“[^”\n]{1,400}”|«[^»\n]{1,400}»|„[^“”\n]{1,400}[“”]')
 # Words before which a sentence has not really begun: "okay so what do you think" opens at "what".

@@ -50,6 +50,14 @@ def turns(*said: str, waited: float | None = None) -> list[Exchange]:
     return [Exchange(number, one, detect(one, waited=waited), (beat,), waited) for number, one in enumerate(said, 1)]
 
 
+def test_a_question_that_only_asks_for_a_yes_is_no_evidence_of_asking_for_reasons() -> None:
+    reasons = Criterion("why", "Asking for reasons", ("press",), (), 1, ("No.", "Once.", "Often."), "Ask how they know.")
+    sure = turns("Are you sure about the eighth?", "Ada, are you certain that it is a square?", "Are you sure?")
+    assert assess(scene(reasons), sure).scores[0].turns == 0
+    known = assess(scene(reasons), [*sure, *turns("Are you sure about the eighth? How do you know?")]).scores[0]
+    assert [quote.text for quote in known.evidence] == ["How do you know?"]
+
+
 def test_evidence_is_quoted_with_its_turn_and_the_level_follows_from_it() -> None:
     found = assess(scene(ASKS), turns("Good morning. What do you notice, Ada?", "Why do you think so?", "Fine."))
     score = found.scores[0]

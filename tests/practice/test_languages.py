@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,25 +43,36 @@ def test_every_move_that_a_language_has_phrases_for_is_found_and_near_misses_are
         assert right >= 0.8 * len(lines["yes"]) and wrong <= 0.2 * len(lines["no"]), move
 
 
-def test_on_spanish_sentences_written_afterwards_most_are_found_too() -> None:
-    """Precision 0.92 and recall 0.75 when they were tried, once, on 32 + 30 sentences of ten moves."""
-    sets = tomllib.loads((HERE / "moves-es-later.toml").read_text("utf-8"))
-    right = sum(move in ids(line, "es") for move, lines in sets.items() for line in lines["yes"])
-    wrong = sum(move in ids(line, "es") for move, lines in sets.items() for line in lines["no"])
+# Precision and recall when they were tried, once: Spanish 0.92 and 0.75, French 0.93 and 0.95 (before its phrases were widened,
+# on sentences that are among the known ones now, 0.76 and 0.50), Arabic 0.96 and 0.75.
+@pytest.mark.parametrize("language", sorted(TOLD))
+def test_on_sentences_written_afterwards_most_are_found_too(language: str) -> None:
+    sets: dict[str, dict[str, list[str]]] = tomllib.loads((HERE / f"moves-{language}-later.toml").read_text("utf-8"))
+    assert len(sets) >= 10 and all(len(lines["yes"]) >= 3 and len(lines["no"]) >= 3 for lines in sets.values())
+    right = sum(move in ids(line, language) for move, lines in sets.items() for line in lines["yes"])
+    wrong = sum(move in ids(line, language) for move, lines in sets.items() for line in lines["no"])
     assert right / (right + wrong) >= 0.85 and right / sum(len(lines["yes"]) for lines in sets.values()) >= 0.7
 
 
-def test_there_are_phrases_in_spanish() -> None:
-    assert "es" in TOLD and heard_in("es-MX") == frozenset(MOVES) - {"uptake"}
+def test_vowel_marks_and_accents_that_are_typed_apart_change_nothing() -> None:
+    assert ids("لِماذا تَظُنُّ ذلك؟", "ar") == ids("لماذا تظن ذلك؟", "ar") == {"press"}
+    assert (
+        ids(unicodedata.normalize("NFD", "Ta réponse est exacte."), "fr") == ids("Ta réponse est exacte.", "fr") == {"confirm"}
+    )
+
+
+def test_there_are_phrases_in_the_languages_of_the_pages() -> None:
+    assert set(TOLD) == {"ar", "es", "fr"}
+    assert heard_in("es-MX") == heard_in("fr-CA") == heard_in("ar-EG") == frozenset(MOVES) - {"uptake"}
 
 
 @pytest.mark.parametrize(
     ("language", "said", "found"),
     [
-        ("fr", "Lucie, qu'est-ce que tu penses de cette figure ?", {"elicit"}),
-        ("fr", "D'accord ?", set()),
-        ("fr", "Sors ton cahier.", set()),
-        ("ar", "ما رأيك يا سارة في هذا الشكل؟", {"elicit"}),
+        ("pt", "Lúcia, o que achas desta figura?", {"elicit"}),
+        ("pt", "De acordo?", set()),
+        ("pt", "Abre o caderno.", set()),
+        ("fa", "سارا، نظرت درباره این شکل چیست؟", {"elicit"}),
         ("zh-Hans", "x", set()),
         ("es", "What do you think, Lucía?", set()),
         ("en", "¿Por qué crees que es así?", set()),
@@ -71,8 +83,8 @@ def test_without_phrases_a_question_is_known_by_its_mark(language: str, said: st
 
 
 def test_a_thought_given_back_and_a_pause_need_no_phrases() -> None:
-    assert heard_in("fr") == heard_in("x/../es") == {"elicit", "revoice", "wait"}
-    back = detect("Le triangle rouge possède trois côtés.", ["Le triangle rouge possède trois côtés égaux."], 4.0, "fr")
+    assert heard_in("pt") == heard_in("x/../es") == {"elicit", "revoice", "wait"}
+    back = detect("O triângulo vermelho tem três lados.", ["O triângulo vermelho tem três lados iguais."], 4.0, "pt")
     assert {one.id for one in back} == {"revoice", "wait"}
 
 
@@ -110,11 +122,11 @@ def asked(scenario: Scenario, said: str) -> Feedback:
 
 
 def test_a_line_of_the_rubric_that_cannot_be_heard_is_named_and_not_judged() -> None:
-    scenario = replace(spanish("fr"), rubric=(rubric("a", "hint", "check"), rubric("b", "elicit", "press")))
-    found = asked(scenario, "Qu'est-ce que tu penses de cette part ?")
+    scenario = replace(spanish("pt"), rubric=(rubric("a", "hint", "check"), rubric("b", "elicit", "press")))
+    found = asked(scenario, "O que achas desta parte?")
     assert [one.criterion.id for one in found.scores] == ["b"] and found.scores[0].level == 1
     assert found.unheard == ("Línea a",) and found.next_step == "Prueba b."
-    deaf = asked(replace(scenario, rubric=scenario.rubric[:1]), "Et toi ?")
+    deaf = asked(replace(scenario, rubric=scenario.rubric[:1]), "E tu?")
     assert deaf.scores == () and deaf.unheard and deaf.next_step == ""
     assert Feedback.from_facts(found.as_facts()) == found
     assert asked(replace(scenario, language="es"), "¿Qué piensas tú?").unheard == ()
