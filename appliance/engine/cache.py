@@ -7,6 +7,7 @@ the thread that owns the model and by no other.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from appliance.errors import BadInput
 
 SHARE_FROM = 16  # tokens: a shorter prefix is computed again sooner than waited for
 POOLED = 4096  # cells that finished conversations may hold in a pool: each one slows everybody's steps
+LOOK_SECONDS = 0.5  # between two looks at the memory that is free: each takes nearly a millisecond
 AWAY = -2  # a source from here on downwards is parked, under the key AWAY - source
 
 
@@ -37,11 +39,12 @@ class Cache:
         self.keep = keep and llama.divisible
         self._llama = llama
         self._tree = Prefixes()
-        self._parking = Parking(parking)
+        self._parking = Parking(parking, llama.reuse)
         self._free = list(range(llama.sequences))
         self._idle: dict[int, _Idle] = {}
         self._kinds: dict[int, str] = {}  # the adapter that a sequence was computed with
         self._clock = 0.0
+        self._memory, self._looked = 0, -LOOK_SECONDS  # bytes that were free then, less what was parked since
 
     def __contains__(self, sequence: int) -> bool:
         return sequence in self._tree
@@ -241,7 +244,10 @@ class Cache:
         kept = self._idle[doomed]
         self._clock = max(self._clock, self._worth(doomed))
         state = self._llama.cell_bytes * self._tree.length(doomed)
-        if state <= self._parking.most and available_memory() > KEEP_FREE + state:  # another model may have taken the room
+        if time.monotonic() - self._looked >= LOOK_SECONDS:  # another model may have taken the room
+            self._memory, self._looked = available_memory(), time.monotonic()
+        if state <= self._parking.most and self._memory > KEEP_FREE + state:
+            self._memory -= state
             self._parking.put(self._tree.tokens(doomed), self._kinds[doomed], self._llama.state(doomed), kept.uses)
         self._forget(doomed)
 

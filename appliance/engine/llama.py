@@ -24,6 +24,7 @@ import numpy.typing as npt
 from appliance.errors import BadInput, ModelUnavailable
 
 BATCH = 512  # tokens that one decode call takes at most
+SPARE_BYTES = 64_000_000  # of states that are gone, for those to come
 
 State = npt.NDArray[np.uint8]
 TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
@@ -127,6 +128,9 @@ class Llama:
         self._model = lib.llama_model_load_from_file(str(path).encode(), params)
         self._adapters: dict[str, Any] = {}
         self._worn = ""
+        # What tokens stand for, as far as it was asked: it never changes, and every word of every answer asks for it.
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
         self._context: Any = None
         self.memory: Any = None
         if not self._model:
@@ -146,6 +150,7 @@ class Llama:
         self.cells = -(-self.context // 256) * 256 * sequences if apart else pool
         self.seconds = 0.0  # spent in llama.cpp since the start, batches, samplers and copies together
         self._copied: tuple[int, State] | None = None  # the state last taken for `copy`: a whole class may ask for it
+        self._spare: list[State] = []  # the oldest first
         self._make_context(threads)
         self._batch = _Batch(lib)
         # A recurrent model's state is one for the whole past: no part of it can be copied or taken back.
@@ -241,9 +246,12 @@ class Llama:
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; empty for control tokens."""
-        buffer = ctypes.create_string_buffer(256)
-        size = self._lib.appliance_short.llama_token_to_piece(self.vocab, token, buffer, 256, 0, False)
-        return buffer.raw[: max(size, 0)]
+        known = self._pieces.get(token)
+        if known is None:
+            buffer = ctypes.create_string_buffer(256)
+            size = self._lib.appliance_short.llama_token_to_piece(self.vocab, token, buffer, 256, 0, False)
+            known = self._pieces[token] = buffer.raw[: max(size, 0)]
+        return known
 
     def marks(self) -> dict[str, str]:
         """The names of the first and the last token of a text, as chat templates call them."""
@@ -276,7 +284,9 @@ class Llama:
         return str(lib.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace"))
 
     def ends(self, token: int) -> bool:
-        return bool(self._lib.appliance_short.llama_vocab_is_eog(self.vocab, token))
+        if token not in self._ends:
+            self._ends[token] = bool(self._lib.appliance_short.llama_vocab_is_eog(self.vocab, token))
+        return self._ends[token]
 
     # --- decoding -----------------------------------------------------------------------------------------------------
     def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> bool:
@@ -304,7 +314,9 @@ class Llama:
     def forget(self, sequence: int, start: int = 0) -> None:
         """Free the cells of a sequence from position `start` on."""
         self._copied = None
+        started = time.perf_counter()
         self._lib.llama_memory_seq_rm(self.memory, sequence, start, -1)
+        self.seconds += time.perf_counter() - started
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give the empty sequence `target` the first `length` cells of another: shared in a pool, else copied."""
@@ -327,11 +339,26 @@ class Llama:
         In pages of their own, which go back to the system with them: from the heap, what came and went for an hour in many
         sizes would leave holes of some fifty megabytes.
         """
-        state = np.frombuffer(mmap.mmap(-1, self._lib.llama_state_seq_get_size(self._context, sequence)), np.uint8)
+        size = int(self._lib.llama_state_seq_get_size(self._context, sequence))
+        state = self._room(size)
         started = time.perf_counter()
         written = self._lib.llama_state_seq_get_data(self._context, _bytes_of(state), state.nbytes, sequence)
         self.seconds += time.perf_counter() - started
         return state[:written]
+
+    def _room(self, size: int) -> State:
+        fit = [number for number, spare in enumerate(self._spare) if size <= spare.nbytes <= 2 * size]
+        if fit:
+            return self._spare.pop(min(fit, key=lambda number: self._spare[number].nbytes))
+        return np.frombuffer(mmap.mmap(-1, size), np.uint8)
+
+    def reuse(self, state: State) -> None:
+        """Take back the bytes of a state that nobody needs any more, for the next: to write to new pages takes ten times as long."""
+        if not state.flags.writeable:  # it came from elsewhere
+            return
+        self._spare.append(state)
+        while sum(spare.nbytes for spare in self._spare) > SPARE_BYTES:
+            del self._spare[0]
 
     def restore(self, sequence: int, state: State) -> bool:
         """Fill an empty sequence with what `state` gave; False where it does not fit this model or no room is left."""

@@ -48,7 +48,7 @@ class Loop:
         self._model = model
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: list[Job] = []
-        self._post = Post()
+        self._post = Post(model)
         self._errands: list[tuple[Callable[[], None], Future[None]]] = []
         self._wake = threading.Condition()
         self._closing = False
@@ -257,6 +257,7 @@ class Loop:
             if rows:
                 break
         else:
+            self._post.deliver()
             with self._wake:  # all of them wait for room
                 self._wake.wait(0.01)
             return
@@ -275,7 +276,7 @@ class Loop:
         for job, _ in parts:
             if job.row >= 0:
                 self._take_tokens(job)
-        self._post.deliver(now=False)
+        self._post.deliver(now=not self._running)
         self._account(kind, time.perf_counter() - started, prompt)
 
     def _turns(self) -> list[str]:
@@ -391,8 +392,7 @@ class Loop:
             job.lookup.add(token)
         text, finish = job.take(b"" if ended else llama.piece(token), ended=ended)
         if text or finish:
-            self._post.add(job, job.chunk(text, finish, self._model), urgent=bool(finish) or not job.heard)
-            job.heard = True
+            self._post.add(job, text, finish)
         if finish:
             self._answer_seconds += 0.2 * (time.monotonic() - job.began - self._answer_seconds)
             self._leave(job)

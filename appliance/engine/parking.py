@@ -8,7 +8,7 @@ states out and puts them back.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +30,12 @@ class _Entry:
 
 
 class Parking:
-    """States of conversations, found by their tokens. `most`: bytes of all together. Keys are never given twice."""
+    """States of conversations, found by their tokens. `most`: bytes of all together; `gone` is handed what nobody needs any more.
+    Keys are never given twice."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, gone: Callable[[State], None] = lambda _state: None) -> None:
         self.most = most
+        self._gone = gone
         self._tree = Prefixes()
         self._entries: dict[int, _Entry] = {}
         self._next = 0
@@ -81,8 +83,10 @@ class Parking:
         return self._tree.length(key)
 
     def drop(self, key: int) -> None:
-        self.used -= self._entries.pop(key).state.nbytes
+        state = self._entries.pop(key).state
+        self.used -= state.nbytes
         self._tree.drop(key)
+        self._gone(state)
 
     def forget(self, kind: Hashable) -> None:
         """An adapter is gone, and all that was computed with it."""
