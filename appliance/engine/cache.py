@@ -240,14 +240,28 @@ class Cache:
         kept = self._idle[id]
         return kept.since + kept.uses * (self._tree.own(id) if self._llama.apart else 1)
 
+    def spread(self, places: int) -> bool:
+        """Park one conversation while nobody asks: a class that comes then finds places free. False where so many are."""
+        if not self._llama.apart or len(self._free) >= places:
+            return False
+        doomed = min(self._idle, key=self._worth, default=None)
+        if doomed is None or not self._parks(doomed):
+            return False
+        self._park(doomed)
+        return True
+
+    def _parks(self, doomed: int) -> bool:
+        """Whether there is room to keep it outside."""
+        if time.monotonic() - self._looked >= LOOK_SECONDS:  # another model may have taken it
+            self._memory, self._looked = available_memory(), time.monotonic()
+        state = self._llama.cell_bytes * self._tree.length(doomed)
+        return state <= self._parking.most and self._memory > KEEP_FREE + state
+
     def _park(self, doomed: int) -> None:
         kept = self._idle[doomed]
         self._clock = max(self._clock, self._worth(doomed))
-        state = self._llama.cell_bytes * self._tree.length(doomed)
-        if time.monotonic() - self._looked >= LOOK_SECONDS:  # another model may have taken the room
-            self._memory, self._looked = available_memory(), time.monotonic()
-        if state <= self._parking.most and self._memory > KEEP_FREE + state:
-            self._memory -= state
+        if self._parks(doomed):
+            self._memory -= self._llama.cell_bytes * self._tree.length(doomed)
             self._parking.put(self._tree.tokens(doomed), self._kinds[doomed], self._llama.state(doomed), kept.uses)
         self._forget(doomed)
 

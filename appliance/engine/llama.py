@@ -24,7 +24,6 @@ import numpy.typing as npt
 from appliance.errors import BadInput, ModelUnavailable
 
 BATCH = 512  # tokens that one decode call takes at most
-SPARE_BYTES = 64_000_000  # of states that are gone, for those to come
 
 State = npt.NDArray[np.uint8]
 TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
@@ -150,7 +149,7 @@ class Llama:
         self.cells = -(-self.context // 256) * 256 * sequences if apart else pool
         self.seconds = 0.0  # spent in llama.cpp since the start, batches, samplers and copies together
         self._copied: tuple[int, State] | None = None  # the state last taken for `copy`: a whole class may ask for it
-        self._spare: list[State] = []  # the oldest first
+        self._spare: State | None = None
         self._make_context(threads)
         self._batch = _Batch(lib)
         # A recurrent model's state is one for the whole past: no part of it can be copied or taken back.
@@ -340,25 +339,18 @@ class Llama:
         sizes would leave holes of some fifty megabytes.
         """
         size = int(self._lib.llama_state_seq_get_size(self._context, sequence))
-        state = self._room(size)
+        state, self._spare = self._spare, None
+        if state is None or not size <= state.nbytes <= 2 * size:
+            state = np.frombuffer(mmap.mmap(-1, size), np.uint8)
         started = time.perf_counter()
         written = self._lib.llama_state_seq_get_data(self._context, _bytes_of(state), state.nbytes, sequence)
         self.seconds += time.perf_counter() - started
         return state[:written]
 
-    def _room(self, size: int) -> State:
-        fit = [number for number, spare in enumerate(self._spare) if size <= spare.nbytes <= 2 * size]
-        if fit:
-            return self._spare.pop(min(fit, key=lambda number: self._spare[number].nbytes))
-        return np.frombuffer(mmap.mmap(-1, size), np.uint8)
-
     def reuse(self, state: State) -> None:
-        """Take back the bytes of a state that nobody needs any more, for the next: to write to new pages takes ten times as long."""
-        if not state.flags.writeable:  # it came from elsewhere
-            return
-        self._spare.append(state)
-        while sum(spare.nbytes for spare in self._spare) > SPARE_BYTES:
-            del self._spare[0]
+        """Take back the bytes of a state that is not needed any more, for the next: new pages take ten times as long."""
+        if state.flags.writeable:  # else it came from elsewhere
+            self._spare = state
 
     def restore(self, sequence: int, state: State) -> bool:
         """Fill an empty sequence with what `state` gave; False where it does not fit this model or no room is left."""

@@ -59,6 +59,7 @@ class Loop:
         self._told = -1  # the queue's version when everybody was last told their place
         self._guessed = self._right = 0  # tokens guessed ahead, and those of them that the model said
         self._busy = 0.0  # seconds while there was something to do
+        self._crowded = False  # finished conversations may hold places that a class wants
         self._steps, self._inside = 0, False  # turns of the loop so far, and whether one is being taken now
         self._thread = threading.Thread(target=self._run, name=f"llama-{model}", daemon=True)
 
@@ -143,7 +144,7 @@ class Loop:
             while True:
                 with self._wake:
                     self._inside = False
-                    while not (self._closing or self._running or len(self._waiting) or self._errands):
+                    while not self._wanted() and not self._crowded:
                         self._wake.wait()
                     self._steps, self._inside = self._steps + 1, True
                     if self._closing:
@@ -157,6 +158,10 @@ class Loop:
                     _do(work, future)
                 if self._running:
                     self._step()
+                    self._crowded = True
+                elif self._crowded:
+                    self._crowded = self.cache.spread(self._slots // 2)
+                    continue  # nobody waits for that
                 self._busy += time.perf_counter() - started
         except BaseException as error:  # noqa: BLE001 - whatever it was, nobody may be left waiting for ever
             self._fail(error)
@@ -165,6 +170,9 @@ class Loop:
             for job in self._running:
                 self._free_sampler(job)
             self._fail(ModelUnavailable("The model was unloaded.", "Ask again."))
+
+    def _wanted(self) -> bool:
+        return bool(self._closing or self._running or len(self._waiting) or self._errands)
 
     def _fail(self, error: BaseException) -> None:
         self._post.deliver()

@@ -30,8 +30,8 @@ class _Entry:
 
 
 class Parking:
-    """States of conversations, found by their tokens. `most`: bytes of all together; `gone` is handed what nobody needs any more.
-    Keys are never given twice."""
+    """States of conversations, found by their tokens. `most`: bytes of all together; `gone` is handed what is dropped. Keys are
+    never given twice."""
 
     def __init__(self, most: int, gone: Callable[[State], None] = lambda _state: None) -> None:
         self.most = most
