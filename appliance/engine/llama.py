@@ -340,7 +340,7 @@ class Llama:
         """
         size = int(self._lib.llama_state_seq_get_size(self._context, sequence))
         state, self._spare = self._spare, None
-        if state is None or not size <= state.nbytes <= 2 * size:
+        if state is None or not size <= state.nbytes <= size + size // 8:
             state = np.frombuffer(mmap.mmap(-1, size), np.uint8)
         started = time.perf_counter()
         written = self._lib.llama_state_seq_get_data(self._context, _bytes_of(state), state.nbytes, sequence)
@@ -349,8 +349,9 @@ class Llama:
 
     def reuse(self, state: State) -> None:
         """Take back the bytes of a state that is not needed any more, for the next: new pages take ten times as long."""
-        if state.flags.writeable:  # else it came from elsewhere
-            self._spare = state
+        whole = state.base if isinstance(state.base, np.ndarray) else state  # it may have been smaller than its pages
+        if whole.flags.writeable:  # else it came from elsewhere
+            self._spare = whole
 
     def restore(self, sequence: int, state: State) -> bool:
         """Fill an empty sequence with what `state` gave; False where it does not fit this model or no room is left."""

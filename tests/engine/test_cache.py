@@ -106,7 +106,8 @@ def test_states_that_come_and_go_leave_no_holes_in_memory(starter_gguf: Path) ->
     def over() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") - parking.used
 
-    llama, draw, parking = Llama(starter_gguf, threads=1, context=1024, sequences=2), random.Random(1), Parking(60_000_000)
+    llama, draw = Llama(starter_gguf, threads=1, context=1024, sequences=2), random.Random(1)
+    parking = Parking(60_000_000, llama.reuse)
     try:
         for start in range(0, 1000, 500):
             assert llama.decode([(9, place, 0, False) for place in range(start, start + 500)])
@@ -220,6 +221,22 @@ async def test_who_comes_back_after_being_parked_is_answered_as_if_alone(
         assert not await differs(lone, branch, third, adapter=adapter)
         foreign = await collect(handler, turn, adapter="one" if adapter == "" else "")
         assert cached(foreign) < 10, "what an adapter computed is its own"
+
+
+@pytest.mark.llama
+async def test_finished_talks_make_room_for_a_class_while_nobody_asks(serve: Serve) -> None:
+    async with serve("apart", slots=6, cache_mb=70) as handler:
+        assert handler._llama is not None
+        names = [f"heron {number}" for number in range(handler._llama.sequences)]
+        answers = [await collect(handler, asking(name)) for name in names]
+        for _ in range(500):  # each has a place of its own, and nobody asks for one
+            if (await handler.health()).facts["parked_bytes"]:
+                break
+            await asyncio.sleep(0.01)
+        facts = (await handler.health()).facts
+        assert facts["parked_bytes"] and facts["kept"] == len(names), "put aside, and not forgotten"
+        for name, chunks in zip(names, answers, strict=True):
+            assert cached(await collect(handler, answered(asking(name), chunks))) > 60
 
 
 @pytest.mark.llama
