@@ -101,7 +101,7 @@ def test_a_document_is_moved_and_removed(
     assert told("move", plants, "Staff") == {"document": plants, "collection": "Staff"}
     assert [one["id"] for one in told("list", "--collection", "Staff")["documents"]] == [plants]
     assert told("list", "--collection", "school")["documents"] == []
-    assert told("remove", plants) == {"removed": plants, "erased": True}
+    assert told("remove", plants) == {"removed": plants, "erased": True, "backups": 0, "backups_until": 0.0}
     assert told("discard", "school") == {"discarded": "school"}
     assert [one["name"] for one in told("collections")["collections"]] == ["Staff"]
     gone = asyncio.run(Library(settings, database, embed).document(plants, EVERYTHING))
