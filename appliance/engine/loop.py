@@ -31,7 +31,7 @@ FEWEST_PROMPT = 64  # prompt tokens of a step, however slow the machine is
 TURN_SECONDS = 0.02  # at least, before another adapter goes: to change it costs half a millisecond and more
 GUESSING = 2  # conversations up to which guessing ahead pays
 # With n of N conversations wearing a rare adapter, it is given the time of this share of the others at least.
-RARE = 0.37
+RARE = 0.4
 
 
 class Loop:
