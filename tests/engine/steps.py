@@ -57,11 +57,13 @@ class Steps:
 
 
 @contextmanager
-def counted_steps() -> Iterator[Steps]:
+def counted_steps(pause: float = 0.0) -> Iterator[Steps]:
+    """pause: seconds before each step, where a test needs a model that is no quicker on a quick machine."""
     made, real = Steps(), Llama.decode
 
     def decode(self: Llama, rows: Sequence[Row]) -> bool:
         made.enter(rows)
+        time.sleep(pause)
         return real(self, rows)
 
     with pytest.MonkeyPatch.context() as patch:
