@@ -6,7 +6,6 @@
 
 namespace appliance {
 
-constexpr int COLUMNS = 8;
 constexpr int SUBS = 8;  // sub-blocks of 32 in a block of 256, each with a scale and a least value of its own
 
 // What eight columns' blocks are scaled by: a float for each sub-block and column, and the least values, twice in 16 bits.
@@ -14,6 +13,8 @@ struct Scales {
     __m256 scale[SUBS];
     __m256i least[SUBS];
 };
+
+static inline __m256 halves(const ggml_half * x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) x)); }
 
 // Columns lie in this order in every vector here: that is how they fall when eight bytes of each are parted in two fours.
 static inline __m256i order() { return _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7); }
@@ -34,7 +35,7 @@ static inline void unpack(const block_q4_Kx8 & block, Scales & out) {
     _mm256_store_si256((__m256i *) b, _mm256_or_si256(_mm256_and_si256(u2, four), upper(u0)));
     _mm256_store_si256((__m256i *) c, _mm256_and_si256(u1, six));
     _mm256_store_si256((__m256i *) d, _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi32(u2, 4), four), upper(u1)));
-    const __m256 by = _mm256_permutevar8x32_ps(GGML_F32Cx8_LOAD(block.d), order());
+    const __m256 by = _mm256_permutevar8x32_ps(halves(block.d), order());
     for (int i = 0; i < SUBS; ++i) {
         const __m256i s = _mm256_cvtepu8_epi32(_mm_setr_epi32(a[i], b[i], 0, 0));
         const __m256i m = _mm256_cvtepu8_epi32(_mm_setr_epi32(c[i], d[i], 0, 0));
@@ -96,7 +97,7 @@ static inline void tile(const block_q8_Kx4 * rows, const block_q4_Kx8 * columns,
                 }
             }
         }
-        const __m256 by = _mm256_permutevar8x32_ps(GGML_F32Cx8_LOAD(columns[b].dmin), order());
+        const __m256 by = _mm256_permutevar8x32_ps(halves(columns[b].dmin), order());
         for (int r = 0; r < ROWS; ++r) {
             const block_q8_Kx4 & row = rows[(r / 4) * blocks + b];
             __m256i least = _mm256_setzero_si256();
@@ -113,6 +114,31 @@ static inline void tile(const block_q8_Kx4 * rows, const block_q4_Kx8 * columns,
     for (int r = 0; r < ROWS; ++r) {
         _mm256_storeu_ps(out + r * step, _mm256_permutevar8x32_ps(sum[r], order()));  // the order is its own inverse
     }
+}
+
+// So many of the rows as are computed: four at a time, of a matrix in 4 bits.
+template <class Block>
+static int multiply_by(int n, float * out, size_t step, const void * vx, const void * vy, int rows, int columns) {
+    if (!std::is_same<Block, block_q4_K>::value) {
+        return 0;
+    }
+    const int blocks = n / QK_K, done = rows - rows % 4;
+    for (int row = 0; row < done;) {
+        const int left = done - row, size = left >= 16 ? 16 : left;
+        for (int column = 0; column < columns; column += 8) {
+            const block_q4_Kx8 * x = (const block_q4_Kx8 *) vx + column / 8 * blocks;
+            const block_q8_Kx4 * y = (const block_q8_Kx4 *) vy + row / 4 * blocks;
+            float * to = out + row * step + column;
+            switch (size) {
+                case 16: tile<16>(y, x, blocks, to, step); break;
+                case 12: tile<12>(y, x, blocks, to, step); break;
+                case 8: tile<8>(y, x, blocks, to, step); break;
+                default: tile<4>(y, x, blocks, to, step); break;
+            }
+        }
+        row += size;
+    }
+    return done;
 }
 
 }  // namespace appliance

@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, (width, heads, shared, numbers) in SHAPES.items():
         torch.manual_seed(1)
         config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=776, num_hidden_layers=2,
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=960, num_hidden_layers=2,
             num_attention_heads=heads, num_key_value_heads=shared, head_dim=numbers, max_position_embeddings=1024,
             tie_word_embeddings=True,
         )  # fmt: skip
