@@ -24,6 +24,8 @@ TREE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "applian
 PACKAGES = "systemd,systemd-sysv,dbus,ca-certificates,openssl"
 LAN = ipaddress.ip_network("10.77.0.0/24")
 HERE, BOX = "10.77.0.1", "10.77.0.2"
+GROUPS = Path("/sys/fs/cgroup")
+LIMITING = ("cpu", "cpuacct", "memory")  # kinds of control groups, where each has a tree of its own (version 1)
 
 
 def require() -> None:
@@ -65,6 +67,7 @@ class Box:
 
     def __init__(self, root: Path, stick: Path, usb: Path | None = None) -> None:
         self.root, self.stick, self.usb = root, stick, usb
+        self._groups = [group / f"appliancebox-{root.name}" for group in _own_groups()]
         self._process: subprocess.Popen[bytes] | None = None
         subprocess.run(["cp", "-a", "--reflink=auto", str(tree()), str(root)], check=True)
         (root / "mnt" / "stick").mkdir(parents=True)
@@ -75,8 +78,13 @@ class Box:
             "--private-network", "--network-veth", f"--bind-ro={self.stick}:/mnt/stick",
         ]  # fmt: skip
         words += [f"--bind={self.usb}:/mnt/usb"] if self.usb else []
+        words = ["sh", "-c", 'for group in $GROUPS; do echo $$ >"$group/cgroup.procs"; done; exec "$@"', "sh", *words]
+        for group in self._groups:
+            group.mkdir(exist_ok=True)
+        about = os.environ | {"GROUPS": " ".join(map(str, self._groups))}
         with open(self.root.with_suffix(".log"), "ab") as log:
-            self._process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            pipes = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            self._process = subprocess.Popen([str(word) for word in words], env=about, **pipes)
         ends = time.monotonic() + 120
         while self.run("systemctl is-system-running 2>/dev/null", check=False).strip() not in ("running", "degraded"):
             assert time.monotonic() < ends, f"the box does not come up: {self.root.with_suffix('.log').read_text()[-500:]}"
@@ -130,6 +138,7 @@ class Box:
         self._process.kill()
         self._process.wait()
         self._process = None
+        self._leave_no_groups()
 
     def power_off(self) -> None:
         """As by the power button: the units are stopped in order."""
@@ -137,6 +146,27 @@ class Box:
         os.kill(int(self._leader()), signal.SIGRTMIN + 4)
         self._process.wait(120)
         self._process = None
+        self._leave_no_groups()
+
+    def enforce_limits(self) -> None:
+        """From now on its units have the weights and limits for processors and memory that they ask for. Skips where a box in
+        a container cannot be given that: this machine's control groups of version 1 are lent to it, read-only at first, and
+        those of version 2 have to be handed down to it with the controllers `cpu` and `memory`.
+        """
+        if not self._groups and not {"cpu", "memory"} <= set(self.run(f"cat {GROUPS}/cgroup.controllers", check=False).split()):
+            pytest.skip("no controllers for processors and memory are handed down to a container here")
+        lent = [f"mount -o remount,rw,bind {GROUPS}/{group.relative_to(GROUPS).parts[0]}" for group in self._groups]
+        self.run("; ".join([*lent, "systemctl daemon-reexec"]))
+
+    def group(self, unit: str, kind: str) -> str:
+        """Where a service's control group is, inside: kind `cpu` or `memory`."""
+        return f"{GROUPS / (kind if self._groups else '')}/system.slice/{unit}.service"
+
+    def _leave_no_groups(self) -> None:
+        for group in self._groups:
+            for folder in (*sorted(group.rglob("*/"), reverse=True), group):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
     def cut_power_when(self, true: Callable[[], bool], command: str, *, seconds: float = 300) -> None:
         """Start a command, and cut the power as soon as something is so; it must not have ended before."""
@@ -151,6 +181,12 @@ class Box:
     def reboot(self) -> None:
         self.power_off()
         self.boot()
+
+
+def _own_groups() -> list[Path]:
+    """This process's control groups of the kinds that limit, where each kind has a tree of its own; else none."""
+    found = (line.split(":", 2) for line in Path("/proc/self/cgroup").read_text("ascii").splitlines())
+    return [GROUPS / kinds / path.lstrip("/") for _number, kinds, path in found if set(kinds.split(",")) & set(LIMITING)]
 
 
 def _inside(leader: str) -> list[str]:

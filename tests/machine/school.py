@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import ssl
 import time
@@ -52,6 +53,17 @@ class Browser:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+
+    def answer(self, key: str, question: str) -> tuple[str, float]:
+        """What a program of the LAN is answered, and the seconds that took."""
+        body = json.dumps({"model": "default", "messages": [{"role": "user", "content": question}]}).encode()
+        about = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"https://{BOX}/v1/chat/completions", body, about)
+        handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._context))
+        began = time.monotonic()
+        with urllib.request.build_opener(*handlers).open(request, timeout=60) as answer:
+            said = json.loads(answer.read())
+        return str(said["choices"][0]["message"]["content"]), time.monotonic() - began
 
 
 def ready(box: Box, seconds: float = 90) -> float:

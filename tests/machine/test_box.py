@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 import statistics
@@ -27,6 +28,10 @@ pytestmark = [pytest.mark.machine, pytest.mark.optional, pytest.mark.slow]
 
 NAME = "appliance.local"
 PASSWORD = "long enough for a school"
+# Of a control group of version 1, and of version 2.
+LIMIT_AND_HELD = (("limit_in_bytes", "max"), ("usage_in_bytes", "current"))
+# Takes a gigabyte, and is the first to go, as who trains says of itself.
+TAKES = "open('/proc/self/oom_score_adj', 'w').write('900')\nb'x' * 1_000_000_000\n"
 LESSON = "# Leaves\n\nLeaves are green because chlorophyll reflects green light. Roots take in water from the soil.\n"
 
 
@@ -300,6 +305,63 @@ def test_power_cut_in_the_middle_of_a_retraining_and_it_goes_on_by_itself_to_its
     models = json.loads(box.run("appliance models list --json 2>/dev/null"))["models"]
     assert [one["id"] for one in models if "champion" in one["aliases"]] == [starter["id"]]
     assert seen == [] and seen_later == []
+
+
+def test_long_work_that_takes_all_it_can_get_leaves_answers_their_time_and_their_memory(school: School) -> None:
+    """Processes in the worker's own control group, as its training processes are, and by what the kernel gave to each."""
+    box = school.box
+    box.enforce_limits()
+    key = json.loads(box.run("appliance keys create pressure --json 2>/dev/null"))["key"]
+    browser = Browser(box)
+    alone = min(browser.answer(key, "Why are leaves green?")[1] for _ in range(3))
+    with busy(box, "worker"):
+        answers = [browser.answer(key, "Why are leaves green?") for _ in range(5)]
+        with busy(box, "engine"):
+            before = spent(box, "worker"), spent(box, "engine")
+            time.sleep(2)
+            worker, engine = (spent(box, unit) - was for unit, was in zip(("worker", "engine"), before, strict=True))
+    assert all("chlorophyll" in said for said, _ in answers)
+    assert statistics.median(took for _, took in answers) < alone + 2
+    assert engine > 5 * worker > 0, "fifteen times the weight"
+
+    group, half = box.group("appliance-worker", "memory"), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limit, held = (number(box, f"{group}/memory.{old}", f"{group}/memory.{new}") for old, new in LIMIT_AND_HELD)
+    assert abs(limit - half) < 2**20, "what is left is serving's"
+    units = "appliance-worker appliance-engine appliance-web"
+    processes = box.run(f"systemctl show -p MainPID --value {units}").split()
+    box.run(f"systemctl set-property --runtime appliance-worker.service MemoryMax={held + 100_000_000}")  # else it takes long
+    killed = f"cat {group}/memory.oom_control {group}/memory.events 2>/dev/null | grep '^oom_kill '"
+    before = box.run(killed)
+    (box.root / "root" / "takes.py").write_text(TAKES)
+    code, _said = box.code(f"sh -c 'echo $$ >{group}/cgroup.procs; exec python3 /root/takes.py'")
+    assert code == 128 + signal.SIGKILL and box.run(killed) != before
+    assert box.run(f"systemctl show -p MainPID --value {units}").split() == processes, "nothing else was ended"
+    assert "chlorophyll" in browser.answer(key, "Why are leaves green?")[0]
+    box.run("rm -r /run/systemd/system.control && systemctl daemon-reload")
+
+
+@contextlib.contextmanager
+def busy(box: Box, unit: str) -> Iterator[None]:
+    """As many processes as there are processors do nothing but count, in the control group of a unit."""
+    loops = f"for core in $(seq $(nproc)); do while :; do :; done & echo $! >>/run/busy-{unit}; done; wait"
+    work = box.start(f"echo $$ >{box.group(f'appliance-{unit}', 'cpu')}/cgroup.procs; {loops}")
+    try:
+        yield
+    finally:
+        box.run(f"kill $(cat /run/busy-{unit}); rm /run/busy-{unit}")
+        work.wait(30)
+
+
+def spent(box: Box, unit: str) -> int:
+    """Hundredths of a second that the processes of a unit have had of the processors."""
+    group = box.group(f"appliance-{unit}", "cpu")
+    lines = box.run(f"for process in $(cat {group}/cgroup.procs); do cat /proc/$process/stat; done").splitlines()
+    return sum(int(field) for line in lines for field in line.rpartition(")")[2].split()[11:13])
+
+
+def number(box: Box, *files: str) -> int:
+    """What stands in the one of these files that there is."""
+    return int(box.run(f"cat {' '.join(files)} 2>/dev/null", check=False))
 
 
 def newest_job(box: Box) -> dict[str, Any]:
