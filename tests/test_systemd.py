@@ -204,3 +204,9 @@ def test_people_who_ask_come_first_for_processor_disk_and_memory() -> None:
         assert serving >= 10 * max(int(setting(name, key)) for name in ("worker", "retrain", "backup")), key
     order = [int(setting(name, "OOMScoreAdjust")) for name in ("web", "egress", "engine", "worker", "retrain", "backup")]
     assert order == sorted(order) and order[2] < order[3], "where memory runs out, who serves goes last"
+
+
+@pytest.mark.parametrize("name", ["web", "engine", "worker", "retrain", "backup"])
+def test_a_child_that_takes_too_much_memory_ends_alone(name: str) -> None:
+    """Else systemd stops the unit with it: a training run that is too large would end the worker, a bad file the pages."""
+    assert setting(name, "OOMPolicy") == "continue"
