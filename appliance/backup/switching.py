@@ -19,8 +19,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from appliance.audit import Audit
 from appliance.backup.contents import LEFT_OUT
 from appliance.backup.copies import BEFORE, erase_in
+from appliance.db import Database
 from appliance.erasures import Erasures
 from appliance.errors import ApplianceError, Conflict, NotFound, UnderWay, from_os_error
 from appliance.files import make_folder, sync, write_atomically
@@ -28,6 +30,7 @@ from appliance.settings import Settings
 
 RESTORED = "restored"  # below settings.backups: a state that was proven and waits to take over
 READY = "ready.json"  # beside it, written last
+RESTORE = "restore"  # the verb of the audit record
 DONE = "switched.json"  # where the state before is
 WAITS = 10.0  # seconds for another process that is finishing the same
 
@@ -39,17 +42,40 @@ def switch(settings: Settings) -> Path | None:
         raise NotFound("No backup was made ready to take over.", "Begin with `appliance backup restore latest`.")
     with working(settings):
         require_stopped(settings)
-        erase_in(settings, waiting / "state", but=_spared(waiting / READY))  # it may have waited for days
+        told = _told(waiting / READY)
+        erase_in(settings, waiting / "state", but=told.get("spared", ()))  # it may have waited for days
+        _note(waiting / "state" / settings.database.name, told)
         here = _entries(settings.home)
         before = settings.backups / f"{BEFORE}{time.strftime('%Y%m%d-%H%M%S')}"
         _begin(settings, out_to=before.name, source=f"{RESTORED}/state", over=[RESTORED], keep=True)
         return before if here else None
 
 
-def _spared(ready: Path) -> list[str]:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return [str(kind) for kind in json.loads(ready.read_text("utf-8")).get("spared", ())]
-    return []
+def _told(ready: Path) -> dict[str, Any]:
+    """What was written down of a state that waits: a `Restored`."""
+    with contextlib.suppress(OSError, ValueError):
+        told = json.loads(ready.read_text("utf-8"))
+        if isinstance(told, dict):
+            return told
+    return {}
+
+
+def _note(database: Path, told: dict[str, Any]) -> None:
+    """Have the state that waits say, in its own record, that it was restored: so it takes over with that, or not at all.
+
+    A backup cannot know of its own restore: what says so already was written here, by a process that was killed.
+    """
+    if "id" not in told:
+        return
+    opened, thing = Database(database), f"backup {told['id']}"
+    try:
+        opened.migrate()
+        record = Audit(opened)
+        if not any(row.verb == RESTORE for row in record.entries(thing=thing)):
+            record.note(RESTORE, thing, {"made": told["at"], "version": told["version"]})
+        opened.fold_log()
+    finally:
+        opened.close()
 
 
 def undo(settings: Settings) -> None:

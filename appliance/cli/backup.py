@@ -132,17 +132,16 @@ async def restore(
         out.say("It waits. Stop the box, then: appliance backup switch")
         out.result({"id": ready.id, "home": settings.home, "switched": False})
         return 0
-    before = await _change_over(settings, ready)
+    before = await _change_over(settings)
     _say_restored(out, settings, ready, before)
     out.result({"id": ready.id, "home": settings.home, "switched": True, "before": before})
     return 0
 
 
-async def _change_over(settings: Settings, ready: Restored) -> Path | None:
+async def _change_over(settings: Settings) -> Path | None:
     before = await asyncio.to_thread(switch, settings)
     try:
         await _answers(settings)
-        await asyncio.to_thread(_note_restore, settings, ready)
     except Exception as error:
         if before is not None:
             await asyncio.to_thread(undo, settings)
@@ -165,10 +164,6 @@ async def _answers(settings: Settings) -> None:
         await appliance.pool.serving()
     finally:
         await appliance.close()
-
-
-def _note_restore(settings: Settings, ready: Restored) -> None:
-    _audit(settings, "restore", ready.id, {"made": ready.at, "version": ready.version})
 
 
 def _say_restored(out: Output, settings: Settings, ready: Restored, before: Path | None) -> None:
@@ -194,7 +189,6 @@ async def switch_over(out: Output) -> int:
     ready = waiting(out.settings)
     before = await asyncio.to_thread(switch, out.settings)
     if ready is not None:
-        await asyncio.to_thread(_note_restore, out.settings, ready)
         _say_restored(out, out.settings, ready, before)
     out.result({"before": before})
     return 0

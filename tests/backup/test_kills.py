@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from appliance.backup import Backups, finish, switch, undo
+from appliance.audit import Audit
+from appliance.backup import Backups, finish, switch, undo, waiting
+from appliance.db import Database
 from appliance.errors import NotFound
 from appliance.settings import Settings
 from tests.backup.school import QUIET, Kept, files
@@ -88,6 +90,33 @@ def test_a_kill_while_a_backup_is_made_ready_changes_nothing(kept: Kept, tmp_pat
     with pytest.raises(NotFound):
         switch(settings)
     assert state(settings.home) == {"network.json": "old"}
+
+
+def test_a_restore_is_in_the_record_once_wherever_it_was_killed(kept: Kept, tmp_path: Path) -> None:
+    """Also between what is written down and the change, and right behind the change, where nobody comes back to it."""
+    ready = Settings(home=tmp_path / "ready")
+    ready.home.mkdir()
+    (ready.home / "network.json").write_text("old")
+    kept.backups(ready.home).prepare("latest", QUIET)
+    moved = 0
+    for number in range(1, 40):
+        settings = Settings(home=tmp_path / str(number))
+        shutil.copytree(ready.home, settings.home)
+        killed = killed_at(number, lambda settings=settings: switch(settings))  # type: ignore[misc]
+        finish(settings)
+        if waiting(settings) is not None:
+            switch(settings)
+        else:
+            moved += killed
+        database = Database(settings.database)
+        record = Audit(database)
+        (note,) = [row for row in record.entries() if row.verb == "restore"]
+        assert note.thing == f"backup {kept.ids[-1]}" and set(note.facts) == {"made", "version"} and record.verify()
+        database.close()
+        shutil.rmtree(settings.home)
+        if not killed:
+            break
+    assert moved > 5 and number < 39, "it was killed at each step"
 
 
 def killed_after(seconds: float, work: Callable[[], object]) -> bool:
