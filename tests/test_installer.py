@@ -247,6 +247,24 @@ def test_who_is_not_root_is_told_how() -> None:
     assert done.returncode == 1 and "Only root" in done.stderr and "sudo" in done.stderr and "--dry-run" in done.stderr
 
 
+def test_another_name_than_the_box_has_is_refused_until_its_settings_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy and the LAN would know the new name, and the pages would answer under the old one alone."""
+    machine, changes, certificate = loaded("target", "machine", "changes", "certificate")
+    place = certificate.Place(etc=tmp_path)
+    monkeypatch.setattr(certificate, "Place", lambda: place)
+    monkeypatch.setattr(machine, "SETTINGS", tmp_path / "appliance.toml")
+    machine.refuse_another("roof")  # a new box
+    machine.SETTINGS.write_text('allowed_hosts = ["localhost", "appliance.local"]\n')
+    machine.refuse_another(machine.known_name())
+    with pytest.raises(changes.Fault) as why:
+        machine.refuse_another("roof")
+    assert why.value.message == "This box is called appliance.local." and "roof.local" in why.value.hint
+    machine.SETTINGS.write_text('allowed_hosts = ["localhost", "roof.local"]\n')
+    machine.refuse_another("roof")
+
+
 # --- after it was put in -----------------------------------------------------------------------------------------------------
 def test_a_new_box_is_measured_once_and_what_waits_for_somebody_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

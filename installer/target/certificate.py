@@ -220,7 +220,7 @@ def _good(certificate, found, names, now):
     if not any(covers(name, one) for name in brought.names for one in names):
         said = f"is for {', '.join(brought.names)}" if brought.names else "names no host (subjectAltName)"
         hint = f"Have it made for {names[0]}; or, where a name server leads its name here, add that to allowed_hosts in "
-        hint += "/etc/appliance/appliance.toml."
+        hint += "/etc/appliance/appliance.toml (a new box has it once it is installed; then `appliance certificate use`)."
         raise Refused(f"{certificate} {said}, and this box is {', '.join(names)}.", hint)
     return brought
 

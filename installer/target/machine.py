@@ -116,6 +116,13 @@ def known_name() -> str:
     return next((host[:-6] for host in certificate.called(certificate.Place()) if host.endswith(".local")), USER)
 
 
+def refuse_another(name: str) -> None:
+    """Once there are settings, the box's name is theirs: under another one its pages would answer nobody. Raises Fault."""
+    if SETTINGS.is_file() and name != known_name():
+        hint = f"Write {name}.local in its place (allowed_hosts in {SETTINGS}), then run the same command again."
+        raise Fault(f"This box is called {known_name()}.local.", hint)
+
+
 def names(name: str) -> list[str]:
     """Under which a browser reaches this box: its name, and its addresses of today."""
     if not shutil.which("ip"):

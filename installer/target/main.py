@@ -66,6 +66,7 @@ def install(given: argparse.Namespace, changes: Changes) -> None:
     changes.say(f"School appliance {version}" + (f"; {before} is installed." if before else "; a new box."))
     release.refuse_older(version, before)
     bundled.refuse_unfit(bundle, facts, checks.OS_RELEASE, release.RELEASES / version, changes.say, old=given.old)
+    machine.refuse_another(name)
     release.clear_undone(version, changes)
     _look(changes, given.yes or given.dry_run, cuda=bool(facts.get("cuda")))
     if given.certificate:
