@@ -63,18 +63,24 @@ def disk(folder: Path) -> Iterator[Path]:
 
 
 class Box:
-    """One machine. `stick`: a folder of this machine that is plugged in as /mnt/stick, for reading; `usb`: as /mnt/usb."""
+    """One machine; only one runs at a time. `stick`: a folder of this machine that is plugged in as /mnt/stick, for reading;
+    `usb`: as /mnt/usb.
+    """
 
-    def __init__(self, root: Path, stick: Path, usb: Path | None = None) -> None:
-        self.root, self.stick, self.usb = root, stick, usb
+    def __init__(
+        self, root: Path, stick: Path, usb: Path | None = None, *, name: str = "appliancebox", address: str = BOX
+    ) -> None:
+        self.root, self.stick, self.usb, self.name, self.address = root, stick, usb, name, address
         self._groups = [group / f"appliancebox-{root.name}" for group in _own_groups()]
         self._process: subprocess.Popen[bytes] | None = None
         subprocess.run(["cp", "-a", "--reflink=auto", str(tree()), str(root)], check=True)
         (root / "mnt" / "stick").mkdir(parents=True)
+        (root / "etc" / "hosts").write_text("127.0.0.1\tlocalhost\n::1\tlocalhost\n")  # as Debian's own installer does
 
-    def boot(self) -> None:
+    def boot(self, *, cut_power_when: Callable[[], bool] | None = None) -> None:
+        """Until it is up, or loses its power once more."""
         words = [
-            "systemd-nspawn", "-q", "-D", self.root, "-b", "--machine=appliancebox", "--register=no", "--keep-unit",
+            "systemd-nspawn", "-q", "-D", self.root, "-b", f"--machine={self.name}", "--register=no", "--keep-unit",
             "--private-network", "--network-veth", f"--bind-ro={self.stick}:/mnt/stick",
         ]  # fmt: skip
         words += [f"--bind={self.usb}:/mnt/usb"] if self.usb else []
@@ -88,11 +94,15 @@ class Box:
         ends = time.monotonic() + 120
         while self.run("systemctl is-system-running 2>/dev/null", check=False).strip() not in ("running", "degraded"):
             assert time.monotonic() < ends, f"the box does not come up: {self.root.with_suffix('.log').read_text()[-500:]}"
-            time.sleep(0.3)
-        cable = next(name for name in os.listdir("/sys/class/net") if name.startswith("ve-appl"))
+            if cut_power_when is not None and cut_power_when():
+                self.cut_power()
+                return
+            time.sleep(0.1 if cut_power_when else 0.3)
+        assert cut_power_when is None, "the box came up before its power was cut"
+        cable = next(name for name in os.listdir("/sys/class/net") if name.startswith(f"ve-{self.name}"[:7]))
         for line in (f"addr replace {HERE}/24 dev {cable}", f"link set {cable} up"):
             subprocess.run(["ip", *line.split()], check=True)
-        for line in (f"addr replace {BOX}/24 dev host0", "link set host0 up", f"route replace default via {HERE}"):
+        for line in (f"addr replace {self.address}/24 dev host0", "link set host0 up", f"route replace default via {HERE}"):
             subprocess.run(["nsenter", "-t", self._leader(), "-n", "ip", *line.split()], check=True)  # the box may have no `ip`
         self.cable = cable
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http.cookiejar import CookieJar
 from pathlib import Path
 
-from tests.machine.booted import BOX, Box
+from tests.machine.booted import Box
 
 
 @dataclass
@@ -31,23 +31,22 @@ class School:
 
 
 class Browser:
-    """A device of the LAN that trusts the box's authority and nothing else."""
+    """A device of the LAN that trusts the box's authority (or another: its certificate, `root`) and nothing else."""
 
-    def __init__(self, box: Box) -> None:
-        self._context = ssl.create_default_context(
-            cadata=box.run("cat /var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt")
-        )
-        self._jar = CookieJar()
+    def __init__(self, box: Box, root: str = "") -> None:
+        own = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
+        self._context = ssl.create_default_context(cadata=root or box.run(f"cat {own}"))
+        self._jar, self._host = CookieJar(), box.address
 
-    def ask(self, path: str, form: dict[str, str] | None = None, host: str = BOX) -> tuple[int, str]:
+    def ask(self, path: str, form: dict[str, str] | None = None) -> tuple[int, str]:
         handlers = (
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._context),
             urllib.request.HTTPCookieProcessor(self._jar),
         )  # fmt: skip
         data = None if form is None else urllib.parse.urlencode(form).encode()
-        request = urllib.request.Request(f"https://{host}{path}", data)
+        request = urllib.request.Request(f"https://{self._host}{path}", data)
         if form is not None:
-            request.add_header("Origin", f"https://{host}")
+            request.add_header("Origin", f"https://{self._host}")
         try:
             with urllib.request.build_opener(*handlers).open(request, timeout=60) as answer:
                 return answer.status, answer.read().decode()
@@ -58,7 +57,7 @@ class Browser:
         """What a program of the LAN is answered, and the seconds that took."""
         body = json.dumps({"model": "default", "messages": [{"role": "user", "content": question}]}).encode()
         about = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"https://{BOX}/v1/chat/completions", body, about)
+        request = urllib.request.Request(f"https://{self._host}/v1/chat/completions", body, about)
         handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._context))
         began = time.monotonic()
         with urllib.request.build_opener(*handlers).open(request, timeout=60) as answer:
@@ -66,13 +65,13 @@ class Browser:
         return str(said["choices"][0]["message"]["content"]), time.monotonic() - began
 
 
-def ready(box: Box, seconds: float = 90) -> float:
+def ready(box: Box, seconds: float = 90, root: str = "") -> float:
     """Seconds until the pages can answer."""
     began = time.monotonic()
     browser = None
     while True:
         try:
-            browser = browser or Browser(box)
+            browser = browser or Browser(box, root)
             if browser.ask("/ready")[0] == 200:
                 return time.monotonic() - began
         except (OSError, AssertionError):
