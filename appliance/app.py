@@ -97,11 +97,9 @@ class Appliance:
         self.chat = Chat(
             self.database, self.library, self.pool, self.accounts, settings, self._is_starter, self.safeguarding
         )  # fmt: skip
-        giving = Giving(self.database)
-        self.feedback = Feedback(
-            self.database, self.chat.conversations, self.accounts, self.audit, giving.keep, giving.take_back
-        )
-        mentors = Mentors(self.database, self.accounts, self.audit, giving.keep, giving.take_back)
+        keep = Giving(self.database).keep
+        self.feedback = Feedback(self.database, self.chat.conversations, self.accounts, self.audit, keep, self._take_back)
+        mentors = Mentors(self.database, self.accounts, self.audit, keep, self._take_back)
         wording = Wording(self.chat, self.pool, settings.practice_lines, settings.practice_seconds)
         self.rehearsals = Rehearsals(self.database, self.accounts, self.scenes, mentors, wording)
 
@@ -120,6 +118,14 @@ class Appliance:
 
     def _note_attempt(self, attempt: guard.Attempt) -> None:
         self.audit.note("network refused", attempt.target[:120], {"by": attempt.by})
+
+    def _take_back(self, example: str, by: str) -> None:
+        """Also in states that are kept for an undo: at once, or by the nightly backup where that cannot be."""
+        from appliance.backup import sweep_now
+
+        if Giving(self.database).take_back(example, by):
+            with suppress(ApplianceError):
+                sweep_now(self.settings, self.database)
 
     async def close(self) -> None:
         guard.tell(None)

@@ -60,11 +60,12 @@ class Giving:
                 return
         self._audit.note(GIVE if before is None else "change example", id, {}, actor=by)
 
-    def take_back(self, id: str, by: str) -> None:
-        """Leave nothing of an example but its id. One that is empty already, or was never made, stays so."""
+    def take_back(self, id: str, by: str) -> bool:
+        """Leave nothing of an example but its id; whether there was more. One that is empty, or was never made, stays so."""
         with self._database.begin() as connection:
             here = (examples.c.id == id) & examples.c.withdrawn.is_(None)
             changed = connection.execute(sa.update(examples).where(here).values(**emptied(by, time.time()))).rowcount
         if changed:
             self._database.fold_log()
             self._audit.note("take back example", id, {}, actor=by)
+        return changed > 0

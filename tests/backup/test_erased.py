@@ -22,9 +22,20 @@ from appliance.cli import group
 from appliance.db import Database
 from appliance.erasures import NAME, Erasures, mark
 from appliance.errors import ApplianceError, UnderWay
+from appliance.feedback import Given
 from appliance.knowledge.shelves import EVERYTHING
 from appliance.settings import Settings
-from appliance.tables import collection_readers, collections, conversations, documents, examples, passages, turns, users
+from appliance.tables import (
+    collection_readers,
+    collections,
+    conversations,
+    documents,
+    examples,
+    feedback,
+    passages,
+    turns,
+    users,
+)
 from tests.backup.school import QUIET, needs_restic
 
 CANARY = "heron-quartz-7741"  # in whatever Mia wrote
@@ -216,6 +227,27 @@ def test_a_document_and_examples_that_are_taken_out_leave_kept_states_at_once(be
     database.close()
     (settings.backups / "known.json").write_text(json.dumps({"last": {"id": "1"}, "kept": [1.0, 2.0]}))
     assert "2 backups from before hold a copy until" in run(settings, "examples", "withdraw", "ben", "--yes").output
+
+
+def test_an_example_that_is_taken_back_on_a_page_leaves_kept_states_at_once(before: School, tmp_path: Path) -> None:
+    before = before.apart(tmp_path)
+    settings = Settings(home=tmp_path / "home", backup_to=before.disk, backup_same_disk=True)
+    before.restored(settings)
+    switch(settings)
+    before.restored(settings)
+    kept = switch(settings)
+    box = Appliance.open(settings)
+    ben = box.accounts.named("ben")
+    answer = {"id": "a1", "conversation": "t1", "parent": "r1", "ordinal": 2, "role": "assistant", "text": "Yes."}
+    said = {"turn": "a1", "user": ben.id, "rating": "up", "consent": True, "example": "e3", "created": 1.0}
+    with box.database.begin() as connection:
+        connection.execute(sa.insert(turns).values(**answer, state="done", created=1.0))
+        connection.execute(sa.insert(feedback).values(**said))
+    assert kept is not None and holds(kept, "Ben's words")
+    box.feedback.give(ben, "a1", Given(rating="up"))
+    assert holds(kept, "Ben's words") == holds(settings.home, "Ben's words") == []
+    assert mark("row", "e3") in (before.disk / "appliance-backups" / NAME).read_text(), "and no other box has it back"
+    box.database.close()
 
 
 def test_a_damaged_state_is_not_had_back_with_who_was_erased_since(before: School, tmp_path: Path) -> None:
