@@ -6,6 +6,7 @@ The whole of it is played on a booted Debian in `tests/machine`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -263,6 +264,23 @@ def test_another_name_than_the_box_has_is_refused_until_its_settings_have_it(
     assert why.value.message == "This box is called appliance.local." and "roof.local" in why.value.hint
     machine.SETTINGS.write_text('allowed_hosts = ["localhost", "roof.local"]\n')
     machine.refuse_another("roof")
+
+
+@pytest.mark.parametrize("text", ["as it was brought", "# Written by the school appliance's installer.", "somebody's site"])
+def test_the_proxy_that_its_package_has_started_does_not_stop_an_installation_that_was_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (machine,) = loaded("target", "machine")
+    monkeypatch.setattr(machine, "CADDYFILE", tmp_path / "Caddyfile")
+    machine.CADDYFILE.write_text(text)
+    mark = hashlib.md5(b"as it was brought", usedforsecurity=False).hexdigest()
+    for name, does in (("dpkg-query", f"echo ' {machine.CADDYFILE} {mark}'"), ("systemctl", f"test -e {tmp_path}/runs")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert not machine.port_is_ours(80), "another program has it"
+    (tmp_path / "runs").touch()
+    assert machine.port_is_ours(80) is (text != "somebody's site")
 
 
 # --- after it was put in -----------------------------------------------------------------------------------------------------

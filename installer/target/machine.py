@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -180,8 +181,12 @@ def _named(name: str, changes: Changes) -> None:
 
 
 def port_is_ours(_port: int) -> bool:
-    """Whether what listens on 443 and 80 is the proxy that an earlier run set up."""
-    mine = CADDYFILE.is_file() and MARK in CADDYFILE.read_text("utf-8", "replace")
+    """Whether what listens on 443 and 80 is the proxy that an earlier run set up, or was about to: its package starts it."""
+    there = CADDYFILE.read_bytes() if CADDYFILE.is_file() else b""
+    words = ["dpkg-query", "--show", "--showformat=${Conffiles}", "caddy"]
+    brought = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    untouched = f"{CADDYFILE} {hashlib.md5(there, usedforsecurity=False).hexdigest()}" in brought
+    mine = MARK.encode() in there or untouched
     return mine and subprocess.run(["systemctl", "is-active", "--quiet", "caddy"], check=False).returncode == 0
 
 
