@@ -15,6 +15,7 @@ import socket
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,6 +76,7 @@ class Box:
         self._process: subprocess.Popen[bytes] | None = None
         subprocess.run(["cp", "-a", "--reflink=auto", str(tree()), str(root)], check=True)
         (root / "mnt" / "stick").mkdir(parents=True)
+        (root / "etc" / "machine-id").write_text(f"{uuid.uuid4().hex}\n")  # the tree has one
         (root / "etc" / "hosts").write_text("127.0.0.1\tlocalhost\n::1\tlocalhost\n")  # as Debian's own installer does
 
     def boot(self, *, cut_power_when: Callable[[], bool] | None = None) -> None:
