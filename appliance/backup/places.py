@@ -165,5 +165,6 @@ def read_only(folder: Path) -> ApplianceError:
 def not_allowed(folder: Path) -> ApplianceError:
     return ApplianceError(
         f"The appliance's user may not write to the folder for backups, {folder}.",
-        f"Give it to that user: sudo chown -R appliance: {folder}; mount a Windows share with uid=appliance,gid=appliance.",
+        f"Give it to that user: sudo chown -R appliance: {folder}; a Windows share, and a stick in FAT or exFAT, mounted "
+        "with -o uid=appliance,gid=appliance.",
     )
