@@ -76,7 +76,8 @@ class Box:
         self._process: subprocess.Popen[bytes] | None = None
         subprocess.run(["cp", "-a", "--reflink=auto", str(tree()), str(root)], check=True)
         (root / "mnt" / "stick").mkdir(parents=True)
-        (root / "etc" / "machine-id").write_text(f"{uuid.uuid4().hex}\n")  # the tree has one
+        for fact, own in (("machine-id", uuid.uuid4().hex), ("hostname", name)):  # the tree has some
+            (root / "etc" / fact).write_text(f"{own}\n")
         (root / "etc" / "hosts").write_text("127.0.0.1\tlocalhost\n::1\tlocalhost\n")  # as Debian's own installer does
 
     def boot(self, *, cut_power_when: Callable[[], bool] | None = None) -> None:
