@@ -58,6 +58,10 @@ def check_waits(answers: Sequence[Sequence[Chunk]], waited: int, classes: int = 
         assert all(chunk.place is None for chunk in chunks[first:]), "who is being answered waits no more"
 
 
+async def waiting(engine: OpenAICompatible, count: int) -> bool:
+    return (await engine.health()).facts["waiting"] == count
+
+
 def check_whole(answers: Sequence[Sequence[Chunk]], new: int = 24) -> None:
     for chunks in answers:
         assert chunks[-1].finish == "length" and chunks[-1].usage and chunks[-1].usage.completion == new
@@ -67,7 +71,10 @@ def check_whole(answers: Sequence[Sequence[Chunk]], new: int = 24) -> None:
 async def test_a_class_at_once_is_answered_and_who_waits_knows_it(starter_gguf: Path) -> None:
     async with engine_on_a_socket(starter_gguf, slots=SLOTS) as engine:
         await engine.load("starter")
-        answers = await asyncio.gather(*(collect(engine, asking(number)) for number in range(CLASS)))
+        with counted_steps() as steps, steps.held():
+            crowd = [asyncio.create_task(collect(engine, asking(number))) for number in range(CLASS)]
+            await until(lambda: waiting(engine, CLASS - SLOTS), "all who have no place wait for one")
+        answers = await asyncio.gather(*crowd)
         check_whole(answers)
         check_waits(answers, CLASS - SLOTS)
         assert max(place for chunks in answers for place in places(chunks)) <= CLASS - SLOTS
