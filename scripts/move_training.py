@@ -24,13 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
+import pair_training
 import scipy.sparse as sparse
 from move_data import PARTS, TASKS, Rows, chosen, macro_f1, offsets, rows, uptake_shares
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
-from appliance.practice import listening
+from appliance.practice import listening, pairs
 from appliance.practice.clauses import clauses, words
 from appliance.practice.listening import OUTPUTS, Tables, features, grams, stem
 
@@ -389,12 +390,15 @@ def crossed(data: Path, kept: Path | None) -> dict[str, list[tuple[np.ndarray[An
     for part in PARTS:
         others = [one for one in PARTS if one != part]
         tables = tables_of(rows(data, "pupil on task", others), meaning)
+        readers = pairs.Reader({kind: pair_training.changes(data, kind, others) for kind in listening.PAIRED})
         for task in TASKS:
             held = rows(data, task, [part])
             weights, bias = learn(task, learned_from(data, task, others), tables, meaning, frozenset(held.pupil))
             scores = np.array(
                 [score(weights, bias, said, heard, tables) for said, heard in zip(held.teacher, held.pupil, strict=True)]
             )
+            if kind := pair_training.KIND.get(task):
+                scores = listening.PAIRED[kind][1] * scores + pair_training.scores(readers, task, held)
             found[task].append((held.labels, chosen(scores if scores.shape[1] > 1 else scores[:, 0])))
     return found
 

@@ -1,8 +1,10 @@
 """What a teacher's turn owes to the pupil who spoke before it: taken up, given back, on the task, and what a tutor did.
 
 A linear classifier over facts of the two texts, learned by `scripts/train-move-detector` from public sets of labelled
-exchanges; its weights are `content/practice/detector.npz`, their card stands beside it. Hides features and weights. A turn
-costs about a millisecond, and no model is loaded for it.
+exchanges; its weights are `content/practice/detector.npz`, their card stands beside it. For the labels on the task and what a
+tutor did, the sentence model of `pairs` is heard too, where the box has it: it reads what those words mean together. For
+uptake it adds nothing, which is mostly a matter of what is said again. Hides features and weights. Uptake costs a turn about a
+millisecond and no model is loaded for it; a whole reading costs some hundredths of a second.
 
 Of what it reads only `uptake` becomes a move. The other labels are measured beside it (`scripts/bench practice`) and tell a
 teacher nothing, for three reasons. Whether a pupil is on the task is state in `pupils`, known and not guessed. Whether a
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from appliance.errors import BadInput
+from appliance.practice import pairs
 from appliance.practice.clauses import Clause, clauses, words
 
 WEIGHTS = Path(__file__).parents[1] / "content" / "practice" / "detector.npz"
@@ -35,6 +38,9 @@ LONGEST = 2_000  # characters of each text that are judged
 UPTAKE, ON_TASK = ("none", "some", "much"), ("pupil on task", "teacher on task")
 ACTIONS = ("question", "hint", "correction", "confirmation", "other")  # CIMA's names of what a tutor does
 OUTPUTS = (*UPTAKE, *ON_TASK, *ACTIONS)
+# Sets that `pairs` learned from -> the outputs it is heard for, and what the linear model counts for beside it. Chosen by
+# cross-validation over parts 1 to 4 of the rows.
+PAIRED = {"lessons": (ON_TASK, 1.0), "tutoring": (ACTIONS, 1.0)}
 _STOP_WORDS = (
     "a an the i im ive id ill you youre youve we were weve they theyre he hes she shes it its this that thats these "
     "those there is am are was be been being do does did doing done have has had having will would can could should "
@@ -107,15 +113,15 @@ class _Model:
     bias: np.ndarray[Any, np.dtype[np.float32]]
 
 
-def read(said: str, heard: str) -> Reading:
-    """One turn after a pupil's line. Raises BadInput where the weights are missing or damaged."""
-    model = _model()
-    found = features(said, heard, model.tables)
-    known = [(model.places[name], value) for name, value in found.items() if name in model.places]
-    scores = model.bias.copy()
-    if known:
-        rows, values = zip(*known, strict=True)
-        scores += np.asarray(values, np.float32) @ model.weights[list(rows)]
+def read(said: str, heard: str, sets: Iterable[str] = tuple(PAIRED)) -> Reading:
+    """One turn after a pupil's line. Raises BadInput where the weights are missing or damaged.
+
+    sets: those of `PAIRED` that are wanted; for the labels of the others the linear model judges alone.
+    """
+    scores = _linear(said, heard)
+    for kind in sets:
+        if (read_together := pairs.scores(kind, heard[:LONGEST], said[:LONGEST])) is not None:
+            add(scores, kind, read_together)
     at = len(UPTAKE)
     actions = scores[at + len(ON_TASK) :]
     return Reading(
@@ -124,9 +130,16 @@ def read(said: str, heard: str) -> Reading:
     )  # fmt: skip
 
 
+def add(scores: np.ndarray[Any, Any], kind: str, read_together: np.ndarray[Any, Any]) -> None:
+    """Scores in the order of `OUTPUTS` by the linear model become those by both."""
+    names, share = PAIRED[kind]
+    at = [OUTPUTS.index(name) for name in names]
+    scores[at] = share * scores[at] + read_together
+
+
 def taken_up(text: str, sentences: Sequence[Clause], heard: Sequence[str]) -> Clause | None:
     """The sentence that builds on what was said just before, None where the turn builds on nothing."""
-    if not sentences or not heard or read(text, heard[-1]).uptake < 2:
+    if not sentences or not heard or np.argmax(_linear(text, heard[-1])[: len(UPTAKE)]) < 2:
         return None
     rarity = _model().tables.rarity
     theirs = set(contents(heard[-1]))
@@ -136,6 +149,17 @@ def taken_up(text: str, sentences: Sequence[Clause], heard: Sequence[str]) -> Cl
         return sum(rarity.get(word, 1.0) for word in own & theirs) + 0.5 * clause.asks
 
     return max(sentences, key=owes)
+
+
+def _linear(said: str, heard: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    model = _model()
+    found = features(said, heard, model.tables)
+    known = [(model.places[name], value) for name, value in found.items() if name in model.places]
+    scores = model.bias.copy()
+    if known:
+        rows, values = zip(*known, strict=True)
+        scores += np.asarray(values, np.float32) @ model.weights[list(rows)]
+    return scores
 
 
 @functools.cache
