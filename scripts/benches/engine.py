@@ -34,6 +34,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from engine_gpu import asked_of_transformers, beside_transformers, there_is_a_gpu
 from engine_servers import APPLIANCE, Server, llama_server, make_model, ours, python_server, register
 
 # One token each in the starter's vocabulary, with the space before it.
@@ -80,6 +81,8 @@ async def events(server: Server, messages: list[dict[str, str]], new: int, **mor
     if server.name == "llama_cpp.server":
         body.pop("ignore_eos")
         body.pop("stream_options")
+    if server.name == "transformers":
+        body = asked_of_transformers(body)
     async with server.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         if answer.status_code != 200:
             raise SystemExit(f"{server.name}: {(await answer.aread()).decode()[:500]}")
@@ -151,7 +154,9 @@ async def steady(server: Server, models: Sequence[str], seed: int) -> list[float
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def in_turn(servers: Sequence[Server], count: int, rounds: int, seed: int, **kind: int) -> list[Load]:
+async def in_turn(
+    servers: Sequence[Server], count: int, rounds: int, seed: int, *, model: str = "default", **kind: int
+) -> list[Load]:
     """The same load for each server, asked in turn, since a machine is not equally fast all day; what each gave altogether."""
     given: list[list[Answer]] = [[] for _ in servers]
     took = [0.0] * len(servers)
@@ -159,7 +164,7 @@ async def in_turn(servers: Sequence[Server], count: int, rounds: int, seed: int,
         for place, server in enumerate(servers):
             prompts = chats(count, 1000 * number + seed, **kind)
             begun = time.perf_counter()
-            given[place] += await asyncio.gather(*(ask(server, prompt) for prompt in prompts))
+            given[place] += await asyncio.gather(*(ask(server, prompt, model=model) for prompt in prompts))
             took[place] += time.perf_counter() - begun
     return [
         Load(sum(answer.tokens for answer in answers) / seconds, statistics.median(answer.first for answer in answers))
@@ -385,7 +390,7 @@ async def main() -> None:
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
     parser.add_argument(
         "--only",
-        choices=("peers", "equal", "adapters", "tuning", "restart", "soak"),
+        choices=("peers", "equal", "adapters", "tuning", "restart", "soak", "gpu"),
         help="one part; the rows of the others stay as they were",
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -397,14 +402,20 @@ async def main() -> None:
         model, home = make_model(work), work / "home"
         starter = register(home, model)
         table, told = list[Row](), ""
-        for part in ("peers", "adapters", "tuning", "restart", "equal", "soak"):
+        if given.only == "gpu" and not there_is_a_gpu():
+            raise SystemExit("Error: there is no GPU here that PyTorch can use.\nTry: scripts/bench engine")
+        for part in ("peers", "adapters", "tuning", "restart", "equal", "soak", "gpu"):
             if given.only not in (None, part) or (part == "soak" and not given.soak):
+                continue
+            if part == "gpu" and not there_is_a_gpu():
                 continue
             print(f"measuring: {part}", file=sys.stderr)
             if part == "peers":
                 found = await against_peers(model, home, given.threads, given.quick)
             elif part == "adapters":
                 found = await adapters(home, given.threads)
+            elif part == "gpu":
+                found = await beside_transformers(home, work / "hf", "cuda", in_turn, ask)
             elif part == "soak":
                 found = [await soak(home, given.threads, 60 * given.soak)]
             elif part == "tuning":

@@ -115,10 +115,14 @@ def _sync(client: dict[str, Any]) -> dict[str, Any]:
 
 def ours(home: Path, threads: int, slots: int) -> contextlib.AbstractContextManager[Server]:
     environment = {"APPLIANCE_THREADS": str(threads), "APPLIANCE_SLOTS": str(slots), "APPLIANCE_CONTEXT": str(CONTEXT)}
+    return started("ours", [APPLIANCE, "--home", str(home), "engine"], environment, **socket_of(home))
+
+
+def socket_of(home: Path) -> dict[str, Any]:
+    """How the engine of a home is reached."""
     socket = str(home / "run" / "engine.sock")
     transport = httpx.AsyncHTTPTransport(uds=socket, limits=httpx.Limits(max_keepalive_connections=0))
-    command = [APPLIANCE, "--home", str(home), "engine"]
-    return started("ours", command, environment, base_url="http://engine", transport=transport)
+    return {"base_url": "http://engine", "transport": transport}
 
 
 def llama_server(model: Path, threads: int, slots: int) -> contextlib.AbstractContextManager[Server]:
