@@ -71,6 +71,7 @@ def logits(model: Path, *, apart: bool) -> list[np.ndarray]:
         compute(*((sequence, 1) for sequence in range(SEQUENCES)))
     compute((3, 1))
     compute((2, 6))
+    compute((1, 3))
     llama.close()
     return found
 
