@@ -396,14 +396,14 @@ async def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--work", type=Path, default=None, help="keep the model here")
     given = parser.parse_args()
+    if given.only == "gpu" and not there_is_a_gpu():
+        raise SystemExit("Error: there is no GPU here that PyTorch can use.\nTry: scripts/bench engine")
     with contextlib.ExitStack() as stack:
         work = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work.mkdir(parents=True, exist_ok=True)
         model, home = make_model(work), work / "home"
         starter = register(home, model)
         table, told = list[Row](), ""
-        if given.only == "gpu" and not there_is_a_gpu():
-            raise SystemExit("Error: there is no GPU here that PyTorch can use.\nTry: scripts/bench engine")
         for part in ("peers", "adapters", "tuning", "restart", "equal", "soak", "gpu"):
             if given.only not in (None, part) or (part == "soak" and not given.soak):
                 continue
