@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.engine import architectures
+
 pytest.importorskip("llama_cpp")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NEEDS = {"haswell": {"avx2", "fma", "f16c"}, "skylakex": {"avx512bw", "avx512dq"}, "zen4": {"avx512_vnni", "avx512_bf16"}}
 # Width, heads, keys that they share, and numbers in a head: a whole four, a part of one, more than one; short, usual and long.
 SHAPES = {"fours": (256, 8, 2, 32), "threes": (768, 6, 2, 64), "sevens": (1792, 7, 1, 128), "each its own": (256, 4, 4, 64)}
+OTHERS = {"gemma2": "fours", "refact": "threes", "gpt-oss": "fours"}  # which of these each other architecture is made from
 
 
 def flags() -> set[str]:
@@ -59,6 +62,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         export_base(home, folder / f"{name}.f16.gguf")
         made[name] = folder / f"{name}.gguf"
         quantise(folder / f"{name}.f16.gguf", made[name], "Q4_K_M")
+    for name, plain in OTHERS.items():
+        architectures.made(name, folder / f"{plain}.f16.gguf", folder / f"{name}.f16.gguf")
+        made[name] = folder / f"{name}.gguf"
+        quantise(folder / f"{name}.f16.gguf", made[name], "Q4_K_M")
     return made
 
 
@@ -71,7 +78,7 @@ def logits(model: Path, back_end: str, *words: str, kernels: str = "0") -> npt.N
     return said
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [*SHAPES, *OTHERS])
 def test_they_are_as_near_to_the_truth_as_llama_cpp_s_own(models: dict[str, Path], name: str) -> None:
     back_ends = [one for one, needs in NEEDS.items() if needs <= flags()]
     if not back_ends:
