@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.errors import ApplianceError, BadInput, TooLarge
 from appliance.practice.criteria import CRITERIA, USUAL
-from appliance.practice.scenario import CATEGORIES, SITUATIONS, Scenario
+from appliance.practice.scenario import CATEGORIES, SITUATIONS, Scenario, names_a_language
 
 if TYPE_CHECKING:
     from appliance.accounts import User
@@ -29,7 +29,7 @@ Ask = Callable[[Mapping[str, str], Mapping[str, Any]], Awaitable[str]]
 TRIES = 3
 LONGEST_ANSWER = 30_000  # characters
 LONGEST_FAULT = 400  # of what a model is told of its last try
-LIMITS = {"subject": 60, "grade": 20, "challenge": 600, "class_profile": 800}
+LIMITS = {"subject": 60, "grade": 20, "challenge": 600, "class_profile": 800, "language": 20}
 MINUTES = 12
 TWIST_AT = 4  # the teacher's turn after which somebody says what tests them
 BELIEF_LINES = ("holds", "wavers", "understands")
@@ -90,12 +90,16 @@ SCHEMA: Mapping[str, Any] = _object(
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a teacher typed. challenge: what they want to rehearse; class_profile: who sits in the class, "" for any."""
+    """What a teacher typed. challenge: what they want to rehearse; class_profile: who sits in the class, "" for any.
+
+    language: of the scene, as `Scenario` has it.
+    """
 
     subject: str
     grade: str
     challenge: str
     class_profile: str = ""
+    language: str = "en"
 
 
 class NoScene(ApplianceError):
@@ -137,8 +141,8 @@ def facts_of(text: str, wish: Wish) -> dict[str, Any]:
     twist = found.get("twist")
     return {
         "version": 1, "title": found.get("title"), "category": category, "phase": phase, "subject": wish.subject,
-        "grade": wish.grade, "minutes": MINUTES, "setting": found.get("setting"), "opening": found.get("opening"),
-        "objectives": found.get("objectives"), "pupils": people,
+        "grade": wish.grade, "language": wish.language, "minutes": MINUTES, "setting": found.get("setting"),
+        "opening": found.get("opening"), "objectives": found.get("objectives"), "pupils": people,
         "events": [{"pupil": people[-1]["name"], "at": TWIST_AT, "line": twist}] if twist else [],
         "rubric": _rubric(found.get("rubric"), category),
     }  # fmt: skip
@@ -162,6 +166,8 @@ def _checked(wish: Wish) -> Wish:
         kept[name] = value
     if not kept["challenge"]:
         raise BadInput("It is not said yet what is to be rehearsed.", "Write in a sentence what is hard in this class.")
+    if not names_a_language(kept["language"]):
+        raise BadInput("The scene's language is not known.", 'Give its tag, such as "en", "es" or "pt-BR".')
     return Wish(**kept)
 
 

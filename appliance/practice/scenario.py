@@ -257,7 +257,7 @@ class _Reading:
 
     def _language(self, facts: Mapping[str, Any]) -> str:
         tag = facts.get("language", "en")
-        if not isinstance(tag, str) or not _TAG.fullmatch(tag):
+        if not isinstance(tag, str) or not names_a_language(tag):
             self.faults.append('language has to be a tag such as "en", "es" or "pt-BR"')
             return "en"
         return tag
@@ -317,6 +317,11 @@ class _Reading:
             self.faults.append(f"{name}{of} has to be a whole number from {least} to {most}")
             return least
         return value
+
+
+def names_a_language(tag: str) -> bool:
+    """Whether it has the form of a tag of BCP 47."""
+    return bool(_TAG.fullmatch(tag))
 
 
 def _readable(text: str) -> bool:

@@ -19,7 +19,7 @@ from appliance.practice.exchange import MOVES
 from appliance.practice.generating import Wish, generate
 from appliance.practice.moves import heard_in
 from appliance.practice.scenario import CATEGORIES, PHASES
-from appliance.web import auth, export, show
+from appliance.web import auth, export, show, words
 from appliance.web.practice import staff
 from appliance.web.standards import tagged
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/practice")
 
 MODULE = "scenario_generator"
-WISH = ("subject", "grade", "challenge", "class_profile")
+WISH = ("subject", "grade", "challenge", "class_profile", "language")
 
 
 # --- the list, and one -------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ async def write(request: Request) -> Response:
 async def _write(request: Request, text: str, error: ApplianceError | None = None, about: str = "", **more: Any) -> Response:
     """`about`: the form that the fault is of, "text" or "wish"."""
     serving = await auth.box(request).pool.serving(MODULE)
-    values = {"id": "", "version": 0, "wish": {}, **more}
+    values = {"id": "", "version": 0, "wish": {}, "languages": words.LANGUAGES, **more}
     return await show.page(
         request, "practice_write.html", error.status if error else 200, text=text, error=error, about=about,
         can_ask=serving.handler != "quotes", starter=serving.starter, **values,
@@ -156,11 +156,13 @@ async def ask_for_one(request: Request) -> Response:
     user, box = await staff(request), auth.box(request)
     data = await auth.form(request)
     wish = {name: auth.text(data, name) for name in WISH}
+    wish["language"] = wish["language"] or show.language_of(request)
     try:
         admitted = await box.chat.admit(user)
 
         async def ask(inputs: Mapping[str, str], schema: Mapping[str, Any]) -> str:
-            return await ask_text(box.chat, user, MODULE, inputs, schema=dict(schema), lesson=admitted)
+            named = {**inputs, "language": words.LANGUAGES.get(inputs["language"], inputs["language"])}
+            return await ask_text(box.chat, user, MODULE, named, schema=dict(schema), lesson=admitted)
 
         made = await generate(user, Wish(**wish), box.scenes, ask)
     except ApplianceError as error:

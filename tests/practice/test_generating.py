@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -129,6 +129,14 @@ def test_the_rest_is_filled_in_where_a_model_leaves_it_thin() -> None:
     assert made.pupils[0].misconception is not None
     assert made.pupils[0].misconception.about == ("Homework", "harmful") and made.pupils[0].misconception.strength == 2
     assert "acknowledge" in made.pupils[0].misconception.yields_to and "tell" not in made.pupils[0].misconception.yields_to
+
+
+async def test_a_scene_is_written_and_marked_in_the_language_wished_for(scenes: Scenes, ann: User) -> None:
+    asked = Asked([answer(title="Le froid entre")])
+    made = await generate(ann, replace(WISH, language="fr"), scenes, asked)
+    assert asked.inputs[0]["language"] == "fr" and scenes.find(ann, made.id).scenario.language == "fr"
+    with pytest.raises(BadInput, match="language"):
+        await generate(ann, replace(WISH, language="not a tag"), scenes, asked)
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------------

@@ -268,6 +268,12 @@ async def test_a_scene_that_no_model_writes_leaves_the_wish_in_the_form(box: Any
     reply = await brown.post("/practice/generate", data=wish)
     assert reply.status_code == 503 and "Nobody &lt;answers&gt;.</textarea>" in reply.text and 'value="history"' in reply.text
     assert len(box.pool.requests) == 3, "it was tried three times"
+    reply = await brown.post("/practice/generate", data=wish | {"language": "ar"})
+    assert " selected>العربية</option>" in reply.text and " selected>English</option>" not in reply.text
+    told = "\n".join(one.content for one in box.pool.requests[-1].messages)
+    assert "العربية" in told, "the model is told the language by its name"
+    refused = await brown.post("/practice/generate", data=wish | {"language": "<tag>"})
+    assert refused.status_code == 400 and "Nobody &lt;answers&gt;.</textarea>" in refused.text
     box.pool.model = None
     assert "so none can be written for you" in plain(await brown.get("/practice/write"))
 
