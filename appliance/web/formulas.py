@@ -56,8 +56,9 @@ _COMMAND = re.compile(r"\\(?:text\w*|mbox|operatorname\*?|begin|end)\s*\{[^{}]*\
 _WORDS = re.compile(r"[^\W\d_]{3,}")
 _AFTER = re.compile(r"(?![0-9A-Za-z])|(?:th|st|nd|rd|s)\b")
 _CLOSING = {"$$": "$$", r"\[": r"\]", r"\(": r"\)", "$": "$"}
-# What may stand in a formula within a line; what follows it has to be the closing mark. Possessive, so that it never goes back.
-_INNER = re.compile(rf"(?:[^\\$\n]|\\(?![)\]])[\s\S]|\n(?!\n)){{0,{LONGEST // 2}}}+")
+# What may stand in a formula within a line; what follows it has to be the closing mark. No two of its ways begin alike, so that
+# it never goes back; a possessive repeat would say so, but Debian 12's Python, 3.11.2, misreads those.
+_INNER = re.compile(rf"(?:[^\\$\n]|\\(?![)\]])[\s\S]|\n(?!\n)){{0,{LONGEST // 2}}}")
 _BLOCK = re.compile(r"\$\$|\\\[")
 
 

@@ -164,7 +164,8 @@ def program(clone: Path, folder: Path, when: int) -> None:
         words = ["git", "-c", "tar.umask=0022", "archive", "HEAD"]
         packed = subprocess.run(words, cwd=clone, capture_output=True, check=True).stdout
         with tarfile.open(fileobj=BytesIO(packed)) as tar:
-            tar.extractall(where, filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # which Debian 12's Python does not have
+            tar.extractall(where)
         environment = os.environ | {"SOURCE_DATE_EPOCH": str(when)}
         build = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "wheel", "-q", "--no-deps"]
         build += ["--no-build-isolation", "--no-index", "--config-settings=--build-option=--compression=stored"]

@@ -36,7 +36,8 @@ def binary() -> Path:
     pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-cache-dir", "--no-binary", "llama-cpp-python"]
     subprocess.run([*pip, "-d", str(work), f"llama-cpp-python=={release}"], check=True)
     with tarfile.open(next(work.glob("*.tar.gz"))) as archive:
-        archive.extractall(work, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # which Debian 12's Python does not have
+        archive.extractall(work)
     source = next(work.glob("llama_cpp_python-*")) / "vendor" / "llama.cpp"
     subprocess.run(["cmake", "-B", str(work / "build"), "-S", str(source), *FLAGS], check=True, stdout=subprocess.DEVNULL)
     jobs = str(len(os.sched_getaffinity(0)))
