@@ -32,8 +32,8 @@ _EITHER_WAY = frozenset("\"＂'’")  # closes only where something stands befor
 _QUOTES = re.escape("".join(sorted({*_CLOSED_BY, *"".join(_CLOSED_BY.values())})))
 
 _MARK = re.compile(r"(?P<space> *)\[(?=[\d,\s]{1,80}\])(?P<numbers>\s*\d+(?:\s*,\s*\d+)*\s*)\]")
-# A mark of that length, backticks of which more may come, a line that may be empty.
-_UNFINISHED = re.compile(r"(?: *(?:\[[\d,\s]{0,80})?|`+|\n[ \t>]*)\Z")
+# A mark of that length, and backticks of which more may come.
+_UNFINISHED = re.compile(r"(?: *(?:\[[\d,\s]{0,80})?|`+)\Z")
 _IN_CODE = re.compile(r"`+|\n[ \t>]*\n")
 # What the bracket of an interval stands behind.
 _FORMULA = re.compile(r"(?:\$|\\[(\[]|[_^]\{?|\\(?:[A-Za-z]{1,20}|[,;:!]) ?)\Z")
@@ -74,8 +74,7 @@ class Citations:
 
     def feed(self, text: str) -> str:
         text = self._held + text
-        held = _UNFINISHED.search(text)
-        cut = held.start() if held else len(text)
+        cut = _finished(text)
         self._held = text[cut:]
         return self._clean(text[:cut])
 
@@ -179,6 +178,15 @@ class Citations:
                 return False
             at += len(part)
         return True
+
+
+def _finished(text: str) -> int:
+    """Up to where nothing that comes can change what is said of it."""
+    empty = text.find("\n", len(text.rstrip("\n\t >")))  # a line that may be empty, or several
+    if empty >= 0:
+        return empty
+    held = _UNFINISHED.search(text)
+    return held.start() if held else len(text)
 
 
 # --- what stands in quotation marks ----------------------------------------------------------------------------------------

@@ -164,6 +164,7 @@ def test_a_stray_backtick_lets_no_invention_through(before: str) -> None:
 
 
 @given(ANSWERS | st.text(alphabet="ab `[]12,39 \"“”.\n'", max_size=80), st.lists(st.integers(1, 9), max_size=40))
+@example('""`> \n\n[9]', [1, 6])  # an empty line between the pieces, after code that was never closed
 @hypothesis_settings(deadline=None)
 def test_marks_do_not_depend_on_how_the_text_comes(text: str, cuts: list[int]) -> None:
     pieces = Citations(TEXTS)
