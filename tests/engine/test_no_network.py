@@ -92,7 +92,8 @@ finally:
 def recorder(folder: Path) -> dict[str, str]:
     """The environment in which a Python process writes down what it does with sockets."""
     (folder / "sitecustomize.py").write_text(RECORDER)
-    return os.environ | {"RECORDER": str(folder), "SOCKET_LOG": str(folder / "sockets.jsonl")}
+    own = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}  # a container's is not the box's
+    return own | {"RECORDER": str(folder), "SOCKET_LOG": str(folder / "sockets.jsonl")}
 
 
 def recorded(folder: Path) -> list[tuple[str, str, list[str]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 
 import numpy as np
@@ -99,15 +98,9 @@ def test_damaged_changes_are_as_none(harm: str, monkeypatch: pytest.MonkeyPatch,
     assert listening.read("Look again.", "I don't know.").actions == listening.read("Look again.", "I don't know.", ()).actions
 
 
-def test_the_changes_are_small_and_a_pair_takes_some_hundredths_of_a_second() -> None:
+def test_the_changes_are_small_and_of_the_labels_that_are_read_with_them() -> None:
     assert pairs.CHANGES.stat().st_size < 2_000_000
     assert {kind: len(changed["bias"]) for kind, changed in kept().items()} == {
         "lessons": len(ON_TASK),
         "tutoring": len(ACTIONS),
     }
-    spent = []
-    for _ in range(15):
-        started = time.perf_counter()
-        pairs.scores("lessons", *EXCHANGES[3])
-        spent.append(time.perf_counter() - started)
-    assert sorted(spent)[7] < 0.25  # the bench has the figure; this is for a machine that does other things besides
