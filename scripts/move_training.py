@@ -9,6 +9,7 @@ after the other, so that every row is judged once by weights that never saw it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -23,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import move_data
 import numpy as np
 import pair_training
 import scipy.sparse as sparse
@@ -31,6 +33,7 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
+from appliance.practice import clauses as clause_splitting
 from appliance.practice import listening, pairs
 from appliance.practice.clauses import clauses, words
 from appliance.practice.listening import OUTPUTS, Tables, features, grams, stem
@@ -384,23 +387,57 @@ def learned_from(data: Path, task: str, parts: Sequence[int]) -> Rows:
 
 
 def crossed(data: Path, kept: Path | None) -> dict[str, list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]]:
-    """For each task and part of the rows: what they are labelled and what weights say that were learned from the others."""
-    _, meaning = gathered(data, kept, PARTS)
+    """For each task and part of the rows: what they are labelled and what weights say that were learned from the others.
+
+    kept: where the vectors are kept, and beside it, in a file for each part, what was found: a run that was cut off goes on.
+    """
     found: dict[str, list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]] = {task: [] for task in TASKS}
+    meaning: Meaning | None = None
     for part in PARTS:
-        others = [one for one in PARTS if one != part]
-        tables = tables_of(rows(data, "pupil on task", others), meaning)
-        readers = pairs.Reader({kind: pair_training.changes(data, kind, others) for kind in listening.PAIRED})
+        file = kept.with_name(f"{kept.stem}-without-{part}.npz") if kept else None
+        scores = _found_before(file, data)
+        if not scores:
+            meaning = meaning or gathered(data, kept, PARTS)[1]
+            scores = _scores(data, part, meaning)
+            if file:
+                np.savez(file, made_from=_made_from(data), **scores)
         for task in TASKS:
-            held = rows(data, task, [part])
-            weights, bias = learn(task, learned_from(data, task, others), tables, meaning, frozenset(held.pupil))
-            scores = np.array(
-                [score(weights, bias, said, heard, tables) for said, heard in zip(held.teacher, held.pupil, strict=True)]
-            )
+            said = scores[f"{task}/linear"]
             if kind := pair_training.KIND.get(task):
-                scores = listening.PAIRED[kind][1] * scores + pair_training.scores(readers, task, held)
-            found[task].append((held.labels, chosen(scores if scores.shape[1] > 1 else scores[:, 0])))
+                said = listening.PAIRED[kind][1] * said + scores[f"{task}/pairs"]
+            found[task].append((rows(data, task, [part]).labels, chosen(said if said.shape[1] > 1 else said[:, 0])))
     return found
+
+
+def _scores(data: Path, part: int, meaning: Meaning) -> dict[str, np.ndarray[Any, Any]]:
+    """What each of the two models says of the rows of this part, learned from the other parts."""
+    others = [one for one in PARTS if one != part]
+    tables = tables_of(rows(data, "pupil on task", others), meaning)
+    readers = pairs.Reader({kind: pair_training.changes(data, kind, others) for kind in listening.PAIRED})
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for task in TASKS:
+        held = rows(data, task, [part])
+        weights, bias = learn(task, learned_from(data, task, others), tables, meaning, frozenset(held.pupil))
+        found[f"{task}/linear"] = np.array(
+            [score(weights, bias, said, heard, tables) for said, heard in zip(held.teacher, held.pupil, strict=True)]
+        )
+        if task in pair_training.KIND:
+            found[f"{task}/pairs"] = pair_training.scores(readers, task, held)
+    return found
+
+
+def _found_before(file: Path | None, data: Path) -> dict[str, np.ndarray[Any, Any]]:
+    if file is None or not file.is_file():
+        return {}
+    with np.load(file, allow_pickle=False) as old:
+        return {name: old[name] for name in old.files} if str(old["made_from"]) == _made_from(data) else {}
+
+
+def _made_from(data: Path) -> str:
+    """A digest of all that the scores depend on: the rows, and what learns from them and reads them."""
+    learns = [Path(str(one.__file__)) for one in (move_data, pair_training, listening, clause_splitting, pairs)]
+    files = [Path(__file__), *learns, *sorted((data / "teaching-moves").iterdir())]
+    return hashlib.sha256(b"".join(hashlib.sha256(one.read_bytes()).digest() for one in files)).hexdigest()
 
 
 def score(weights: dict[str, Any], bias: Any, said: str, heard: str, tables: Tables) -> Any:

@@ -40,7 +40,7 @@ ACTIONS = ("question", "hint", "correction", "confirmation", "other")  # CIMA's 
 OUTPUTS = (*UPTAKE, *ON_TASK, *ACTIONS)
 # Sets that `pairs` learned from -> the outputs it is heard for, and what the linear model counts for beside it. Chosen by
 # cross-validation over parts 1 to 4 of the rows.
-PAIRED = {"lessons": (ON_TASK, 1.0), "tutoring": (ACTIONS, 1.0)}
+PAIRED = {"lessons": (ON_TASK, 1.0), "tutoring": (ACTIONS, 2.0)}
 _STOP_WORDS = (
     "a an the i im ive id ill you youre youve we were weve they theyre he hes she shes it its this that thats these "
     "those there is am are was be been being do does did doing done have has had having will would can could should "

@@ -393,7 +393,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--data", type=Path, default=SHARED, help="folder with teaching-moves/")
     parser.add_argument(
-        "--vectors", type=Path, help="cross-validate as well: ten minutes more; the embedder's vectors are kept in this file"
+        "--vectors",
+        type=Path,
+        help="cross-validate as well: half an hour more; vectors are kept in this file, what was found of each part beside it",
     )
     parser.add_argument("--home", type=Path, help="a box whose model answers questions of every grade, for its reading level")
     options = parser.parse_args()
