@@ -230,8 +230,12 @@ async def told_to_stop_before(unit: notify.Unit) -> bool:
     delay = unit.delay()
     if not delay:
         return False
-    unit.say(f"It ended several times without being told to; it begins in {delay:.0f} s.")
-    stopped = await _unless_told_to_stop(asyncio.sleep(delay))
+
+    async def wait() -> None:
+        unit.say(f"It ended several times without being told to; it begins in {delay:.0f} s.")
+        await asyncio.sleep(delay)
+
+    stopped = await _unless_told_to_stop(wait())  # it listens before it is said that it waits
     if stopped:
         unit.end()
     return stopped
